@@ -1,0 +1,1 @@
+"""The imperative shell: the loop, the real doors (clock, disk, processes, sockets) and the command line."""

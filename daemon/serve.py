@@ -1,0 +1,275 @@
+"""The daemon as a process: the loop behind the real doors, from start to stop."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import socket
+import zoneinfo
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from daemon import jobfiles, notify, resources
+from daemon.control import Asked, ControlServer, Request, done, take
+from daemon.home import Home, Settings
+from daemon.leases import LeaseFolder, Me
+from daemon.loop import Doors, Loop
+from daemon.order import Surroundings, models_of
+from daemon.outputs import OutputFolder
+from daemon.system import OsDisk, SystemClock
+from daemon.wake import Waker
+from daemon.workers.identity import start_time
+try:
+    from daemon.workers.preflight import preflight
+except ImportError:
+    preflight = lambda t, e: None
+from daemon.workers.spawner import PosixSpawner
+from ledger.segment import Writer
+from policies import adoption
+from policies.foreign import SeenLease
+from policies.job import Job
+from policies.policy import SchedulingPolicy, adopt
+
+Json = Any
+
+HOUSEKEEPING_S = 60.0
+POLICY_FILE = "scheduling.yaml"
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def version() -> str:
+    return importlib.metadata.version("hermesd")
+
+
+def code_digest() -> str:
+    """Names the source that decides: SHA-256 over every file of `policies/` and `state/`."""
+    digest = hashlib.sha256()
+    for room in ("policies", "state"):
+        for path in sorted((_ROOT / room).rglob("*")):
+            if path.suffix in (".py", ".yaml"):
+                digest.update(f"{path.relative_to(_ROOT).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def tzdb_version() -> str:
+    """The release of the time zone database that `zoneinfo` reads here."""
+    for folder in zoneinfo.TZPATH:
+        try:
+            with open(Path(folder) / "tzdata.zi", encoding="ascii") as file:
+                return file.readline().removeprefix("# version").strip()
+        except OSError:
+            continue
+        except UnicodeDecodeError:
+            break
+    if any(Path(folder).is_dir() for folder in zoneinfo.TZPATH):
+        return "of this system, release unknown"
+    return importlib.metadata.version("tzdata")
+
+
+class PolicyFile:
+    """The policy in force: the defaults that come with Hermes, and the home's override as long as it is legal."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / POLICY_FILE
+        self._defaults = yaml.safe_load((_ROOT / "policies" / "defaults" / POLICY_FILE).read_text())
+        self._good = adopt(self._defaults, {})
+
+    def read(self) -> tuple[SchedulingPolicy, str]:
+        """The policy, and what is wrong with the override; then the last good one stays."""
+        try:
+            override = yaml.safe_load(self._path.read_text(encoding="utf-8")) or {}
+            if not isinstance(override, dict):
+                return self._good, f"{self._path}: a policy is written as `name: value`, one a line"
+            self._good = adopt(self._defaults, override)
+        except FileNotFoundError:
+            self._good = adopt(self._defaults, {})
+        except ValidationError as error:
+            first = error.errors()[0]
+            known = ", ".join(self._defaults)
+            field = ".".join(map(str, first["loc"]))
+            return self._good, f"{self._path}: {field}: {first['msg']}; the names are {known}"
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            return self._good, f"{self._path}: {' '.join(str(error).split())}"
+        return self._good, ""
+
+
+class LeaseFiles:
+    """The lease folder as the loop sees it."""
+
+    def __init__(self, folder: LeaseFolder) -> None:
+        self._folder = folder
+
+    def seen(self) -> list[SeenLease]:
+        return [SeenLease(held.key, held.holder, held.until_boot_ms or 0, held.note) for held in self._folder.seen()]
+
+    def publish(self, key: str, holder: str, token: int) -> str | None:
+        held = self._folder.publish(key, holder, token)
+        return held.holder if held else None
+
+    def withdraw(self, key: str, token: int) -> None:
+        self._folder.withdraw(key, token)
+
+    def sync(self, ours: Mapping[str, tuple[str, int]]) -> None:
+        self._folder.sync(ours)
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The clean environment of every run: what the settings let through, and nothing else of the daemon's own."""
+    given = {name: os.environ[name] for name in settings.environment if name in os.environ}
+    return {"PATH": os.defpath, "HOME": str(Path.home()), "LANG": "C.UTF-8"} | given
+
+
+def surroundings(home: Home, settings: Settings) -> Surroundings:
+    named = {name: str(path) for name, path in settings.models.items()}
+    return Surroundings(home.path, Path.home(), environment(settings), models_of(home.path, named, Path.home()))
+
+
+class Daemon:
+    """One home's daemon, in the main thread of its process."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.settings = home.settings()
+        self.clock = SystemClock()
+        self.waker = Waker()
+        self.spawner = PosixSpawner(self.waker.watch, self.waker.unwatch)
+        self._asked: list[Asked] = []
+        self._control: ControlServer | None = None
+        pid = os.getpid()
+        me = Me.here()
+        doors = Doors(
+            clock=self.clock,
+            disk=OsDisk(home.path),
+            spawner=self.spawner,
+            leases=LeaseFiles(LeaseFolder(home.leases, self.clock, me)),
+            outputs=OutputFolder(home.runs),
+            requests=self._requests,
+            jobs=self._jobs,
+            policy=PolicyFile(home.policies).read,
+            resources=lambda: resources.sample(home.path),
+            preflight=preflight,
+            set_timer=self.waker.set_timer,
+            worker_deadline=self.spawner.next_deadline,
+        )
+        started = {
+            "version": version(),
+            "code": code_digest(),
+            "python": platform.python_version(),
+            "host": socket.gethostname(),
+            "boot_id": self.clock.boot_id,
+            "pid": pid,
+            "process_started": me.started or 0,
+            "zone": self.settings.timezone,
+            "tzdb": tzdb_version(),
+        }
+        writer = Writer(
+            host=started["host"], boot_id=self.clock.boot_id, pid=pid, started=me.started or 0, code=version()
+        )
+        self.loop = Loop(doors, surroundings(home, self.settings), writer, started)
+
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until told to stop. The ledger's errors, AlreadyRunning and HomeError come through."""
+        self.waker.watch_signals()
+        self.loop.begin()
+        self._control = ControlServer(self.home.path, self.waker)
+        for folder, reason in (
+            (self.home.jobs, "jobs"),
+            (self.home.policies, "policies"),
+            (self.home.leases, "leases"),
+            (self.home.inbox, "inbox"),
+        ):
+            self.waker.watch_folder(folder, reason)
+        self.waker.every(HOUSEKEEPING_S, "housekeeping")
+        interval_s = notify.watchdog_interval_s()
+        if interval_s is not None:
+            self.waker.every(interval_s, "watchdog")
+        self._take_inbox()
+        reasons = frozenset({"start"})
+        told_ready = False
+        while "stop" not in reasons:
+            while self.loop.tick(reasons):
+                reasons = frozenset()
+            if not told_ready:
+                told_ready = True
+                notify.tell("READY=1")
+                ready()
+            # The loop itself says that it lives, so that one that hangs is noticed.
+            notify.tell("WATCHDOG=1")
+            self.waker.wait()
+            reasons = frozenset(self.waker.reasons())
+            self._keep_house(reasons)
+        notify.tell("STOPPING=1")
+        self.loop.end("stopped")
+
+    def close(self) -> None:
+        """Give back what was opened; the workers go on."""
+        if self._control is not None:
+            self._control.close()
+        self.spawner.close()
+        self.waker.close()
+
+    def _keep_house(self, reasons: frozenset[str]) -> None:
+        self.spawner.housekeep(self.clock.now().boot_ms)
+        if "housekeeping" in reasons and self._control is not None:
+            self._control.housekeep()
+            for folder, reason in ((self.home.jobs, "jobs"), (self.home.leases, "leases")):
+                folder.mkdir(mode=0o700, exist_ok=True)
+                self.waker.watch_folder(folder, reason)
+        if "inbox" in reasons:
+            self._take_inbox()
+
+    def _jobs(self) -> tuple[dict[str, tuple[Job, str]], list[adoption.Problem]]:
+        loaded = jobfiles.load(self.home.jobs, self.settings.timezone)
+        jobs = {name: (job, path.name) for name, (job, path) in loaded.jobs.items()}
+        problems = [
+            adoption.Problem(Path(p.file).name, p.line, p.column, p.field, p.message, p.advice)
+            for p in loaded.problems
+        ]
+        return jobs, problems
+
+    def _requests(self) -> list[Asked]:
+        asked, self._asked = self._asked, []
+        assert self._control is not None or not asked
+        for one in self._control.requests() if self._control is not None else ():
+            match one.request.verb:
+                case "ping":
+                    one.answer(self._pulse())
+                case "stop":
+                    one.answer({"stopping": True})
+                    self.waker.poke("stop")
+                case _:
+                    asked.append(one)
+        return asked
+
+    def _pulse(self) -> Json:
+        """How the loop is doing, for `hermesd status`."""
+        now, completed = self.clock.now(), self.loop.completed
+        return {
+            "pid": os.getpid(),
+            "tick": self.loop.graph.here.tick,
+            "loop_completed_ms_ago": None if completed is None else now.boot_ms - completed.boot_ms,
+            "ledger_seq": self.loop.ledger.head.seq,
+            "view_problem": self.loop.view_problem,
+            "workers": [
+                {"pid": w.pid, "kind": w.kind, "serves": w.serves, "state": w.state, "run": w.run}
+                for w in self.spawner.workers()
+            ],
+        }
+
+    def _take_inbox(self) -> None:
+        """Requests left while nobody listened. Each is taken once: the ledger remembers their ids."""
+        for path, request in take(self.home.path):
+            self._asked.append(_left(path, request))
+
+
+def _left(path: Path, request: Request) -> Asked:
+    return Asked(request, answer=lambda _: done(path), fail=lambda *_: done(path))
+
+
+__all__ = ["Daemon", "start_time", "surroundings", "version"]

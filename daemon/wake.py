@@ -1,0 +1,329 @@
+"""The one place where the daemon waits: for descriptors, the one timer, signals, changed files, and the clock itself.
+
+Everything that may wake the loop ends as a byte in one pipe or as a ready descriptor; nothing here polls. Reasons are
+short words ("timer", "stop", "jobs"); the loop drains them with `reasons()` and looks at the world itself, so a reason
+too many costs one look and a reason lost is impossible: it stays raised until it is drained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import selectors
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from apscheduler.executors.debug import DebugExecutor
+from apscheduler.job import Job
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.base import BaseTrigger
+from watchdog.events import (
+    EVENT_TYPE_DELETED,
+    DirDeletedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers import Observer
+from watchdog.observers.api import ObservedWatch
+
+CLOCK = "clock"
+TIMER = "timer"
+SIGNALS = {signal.SIGTERM: "stop", signal.SIGINT: "stop", signal.SIGHUP: "reload"}
+
+_NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+_NEVER_MS = int(_NEVER.timestamp() * 1000)
+_QUIET_S = 0.1  # a folder is told of when nothing has changed in it for so long,
+_QUIET_LONGEST_S = 1.0  # or when it has been changing for so long
+_CLOCK_STEP_S = 0.5  # a smaller step of the wall clock is slewing
+_CLOCK_LOOK_S = 60.0  # where the kernel does not tell of a clock that was set
+_CHANGES: list[type[FileSystemEvent]] = [  # reading a file is none of these, so it wakes nobody, not even a thread
+    FileCreatedEvent, FileModifiedEvent, FileClosedEvent, FileMovedEvent, FileDeletedEvent, DirDeletedEvent,
+]  # fmt: skip
+
+
+class CannotWatch(Exception):
+    """The system refuses to tell of changes in a folder. The message names the folder and what to do."""
+
+
+def ignored(name: str) -> bool:
+    """Whether a file of this name is an editor's, or our own, temporary file: nothing anybody meant us to read."""
+    return name.startswith((".", "#")) or name.endswith(("~", ".swp", ".swx", ".tmp", ".bak")) or name == "4913"
+
+
+class Waker:
+    """Single-threaded: all but `poke` belongs to the thread that waits."""
+
+    def __init__(self, wall_minus_monotonic_s: Callable[[], float] = lambda: time.time() - time.monotonic()) -> None:
+        self._offset_now = wall_minus_monotonic_s
+        self._offset_s = wall_minus_monotonic_s()
+        self._reasons: deque[str] = deque()  # no lock: a signal handler may interrupt `poke` inside `poke`
+        self._selector = selectors.DefaultSelector()
+        self._poked, self._poker = os.pipe()
+        os.set_blocking(self._poked, False)
+        os.set_blocking(self._poker, False)
+        self.watch(self._poked, self._drain)
+        logging.getLogger("apscheduler").setLevel(logging.WARNING)
+        self._scheduler = BackgroundScheduler(
+            timezone=UTC,
+            executors={"default": DebugExecutor()},
+            job_defaults={"misfire_grace_time": None, "coalesce": True},
+        )
+        self._scheduler.start()
+        self._deadline_ms: int | None = None
+        self._timer = self._add_job(self._timer_fired, None)
+        self._intervals: list[tuple[Job, timedelta]] = []
+        self._observer: Any = None
+        self._folders: dict[str, tuple[_Folder, ObservedWatch, tuple[int, int]]] = {}
+        self._signals: dict[int, Any] = {}
+        self._wakeup_fd = -1
+        self._clock_fd = _clock_notice()
+        if self._clock_fd is not None:
+            self.watch(self._clock_fd, self._clock_was_set)
+
+    def watch(self, fd: int, on_ready: Callable[[], None], *, write: bool = False) -> None:
+        """Call `on_ready` from `wait` whenever `fd` can be read (`write`: written); replaces an earlier callback."""
+        event = selectors.EVENT_WRITE if write else selectors.EVENT_READ
+        key = self._selector.get_map().get(fd)
+        if key is None:
+            self._selector.register(fd, event, {event: on_ready})
+        else:
+            key.data[event] = on_ready
+            if not key.events & event:
+                self._selector.modify(fd, key.events | event, key.data)
+
+    def unwatch(self, fd: int, *, write: bool | None = None) -> None:
+        """Forget `fd`, or only its reading (`write=False`) or writing (`write=True`). No error if it is not watched.
+
+        Call it before `fd` is closed: the number may name another file right after.
+        """
+        key = self._selector.get_map().get(fd)
+        if key is None:
+            return
+        gone = {None: key.events, True: selectors.EVENT_WRITE, False: selectors.EVENT_READ}[write]
+        left = key.events & ~gone
+        if left:
+            key.data.pop(gone, None)
+            self._selector.modify(fd, left, key.data)
+        else:
+            self._selector.unregister(fd)
+
+    def wait(self) -> None:
+        """Block until a descriptor is ready or a reason is raised, and run the callbacks of what is ready."""
+        timeout = 0.0 if self._reasons else _CLOCK_LOOK_S if self._clock_fd is None else None
+        for key, events in self._selector.select(timeout):
+            for event in (selectors.EVENT_READ, selectors.EVENT_WRITE):
+                # A callback may have taken away what was ready when `select` returned, or given its number to another.
+                known = self._selector.get_map().get(key.fd)
+                if events & event and known is not None and known.data is key.data and event in known.data:
+                    known.data[event]()
+        self._look_at_clock()
+
+    def poke(self, reason: str) -> None:
+        """Raise `reason` and end the wait. Safe from any thread and from a signal handler."""
+        self._reasons.append(reason)
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well as one more byte would
+            os.write(self._poker, b"\0")
+
+    def reasons(self) -> set[str]:
+        """The reasons raised since the last call."""
+        found = set()
+        with contextlib.suppress(IndexError):
+            while True:
+                found.add(self._reasons.popleft())
+        return found
+
+    def set_timer(self, wall_ms: int | None) -> None:
+        """Raise "timer" once at this instant (at once if it has passed; None: never), replacing the earlier one."""
+        if wall_ms != self._deadline_ms:
+            self._deadline_ms = wall_ms
+            moment = _NEVER if wall_ms is None or wall_ms >= _NEVER_MS else datetime.fromtimestamp(wall_ms / 1000, UTC)
+            self._timer.modify(next_run_time=moment)
+
+    def every(self, seconds: float, reason: str) -> None:
+        """Raise `reason` again and again, `seconds` apart."""
+        interval = timedelta(seconds=seconds)
+        self._intervals.append((self._add_job(lambda: self.poke(reason), interval), interval))
+
+    def watch_signals(self) -> None:
+        """SIGTERM and SIGINT raise "stop", SIGHUP raises "reload", until `close`. Only in the main thread."""
+        # The C handler writes to the pipe at once; without it a signal just before `select` would sleep until the next.
+        self._wakeup_fd = signal.set_wakeup_fd(self._poker, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            self._signals[number] = signal.signal(number, self._on_signal)
+
+    def watch_folder(self, path: Path, reason: str) -> None:
+        """Raise `reason` when a file in `path` was written, renamed, added or removed, and then nothing for 100 ms.
+
+        Calling it again is cheap, and takes up a folder that was removed and made anew. CannotWatch if it cannot be.
+        """
+        name = str(path)
+        try:
+            status = path.stat()
+            identity = (status.st_dev, status.st_ino)
+            known = self._folders.get(name)
+            if known is not None and known[2] == identity and not known[0].gone:
+                return
+            if self._observer is None:
+                self._observer = Observer()
+                self._observer.start()
+            if known is not None:
+                self._observer.unschedule(known[1])
+            folder = known[0] if known is not None else _Folder(self, reason)
+            folder.gone = False
+            watch = self._observer.schedule(folder, name, recursive=False, event_filter=_CHANGES)
+        except OSError as error:
+            raise CannotWatch(
+                f"cannot watch {path} for changes: {error.strerror or error}. If the folder exists and is readable, a "
+                "limit is reached: raise fs.inotify.max_user_instances and fs.inotify.max_user_watches."
+            ) from error
+        self._folders[name] = (folder, watch, identity)
+        if known is not None:
+            self.poke(reason)
+
+    def close(self) -> None:
+        """Stop the threads, give the signals back, close the descriptors. Watched descriptors stay the caller's."""
+        if self._signals:
+            signal.set_wakeup_fd(self._wakeup_fd)
+            for number, earlier in self._signals.items():
+                signal.signal(number, earlier)
+            self._signals.clear()
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join()
+        self._scheduler.shutdown()
+        self._selector.close()
+        for fd in (self._poked, self._poker, self._clock_fd):
+            if fd is not None:
+                os.close(fd)
+
+    def _add_job(self, run: Callable[[], None], interval: timedelta | None) -> Job:
+        first = _NEVER if interval is None else datetime.now(UTC) + interval
+        return self._scheduler.add_job(run, _Again(interval), next_run_time=first)
+
+    def _timer_fired(self) -> None:
+        self._deadline_ms = None  # before the poke: the loop may set the same instant again
+        self.poke(TIMER)
+
+    def _drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while len(os.read(self._poked, 4096)) == 4096:
+                pass
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.poke(SIGNALS[signal.Signals(number)])
+
+    def _clock_was_set(self) -> None:
+        assert self._clock_fd is not None
+        with contextlib.suppress(OSError):  # ECANCELED is the news itself
+            os.read(self._clock_fd, 8)
+        _arm_clock_notice(self._clock_fd)
+        # A step too small for "clock" still moved the instants that the scheduler's thread counted its wait from.
+        self._scheduler.wakeup()
+
+    def _look_at_clock(self) -> None:
+        """The scheduler counts its waits on a clock that stands still in sleep and does not see the wall clock jump:
+        after either, its waits are wrong. Count them anew; the intervals from now, or a clock set back a day would
+        stop the housekeeping for a day."""
+        offset_s = self._offset_now()
+        if abs(offset_s - self._offset_s) < _CLOCK_STEP_S:
+            return
+        self._offset_s = offset_s
+        now = datetime.now(UTC)
+        for job, interval in self._intervals:
+            job.modify(next_run_time=now + interval)
+        for folder, _, _ in self._folders.values():
+            folder.tell_soon()
+        self._scheduler.wakeup()
+        self.poke(CLOCK)
+
+
+class _Again(BaseTrigger):  # type: ignore[misc]  # the package has no types
+    """After firing: again after `interval`, or (None) not before somebody sets the job's next time."""
+
+    __slots__ = ("interval",)
+
+    def __init__(self, interval: timedelta | None) -> None:
+        self.interval = interval
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
+        # From now on, not from the slot before: what a sleeping host missed is not made up for.
+        return _NEVER if self.interval is None else now + self.interval
+
+
+class _Folder(FileSystemEventHandler):
+    """One watched folder: many changes, one reason. Runs in watchdog's thread and in the scheduler's."""
+
+    def __init__(self, waker: Waker, reason: str) -> None:
+        self._waker = waker
+        self._reason = reason
+        self._lock = threading.Lock()
+        self._first_s = 0.0
+        self._last_s = 0.0
+        self._pending = False
+        self.gone = False  # removed, and with it the watch, though a new folder may get the same inode
+        self._job = waker._add_job(self._quiet, None)
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        self.gone = self.gone or (event.event_type == EVENT_TYPE_DELETED and event.is_directory)
+        names = [os.path.basename(os.fsdecode(path)) for path in (event.src_path, event.dest_path) if path]
+        if all(ignored(name) for name in names):
+            return
+        with self._lock:
+            self._last_s = time.monotonic()
+            if self._pending:
+                return
+            self._pending = True
+            self._first_s = self._last_s
+        self.tell_soon()
+
+    def tell_soon(self) -> None:
+        self._job.modify(next_run_time=datetime.now(UTC) + timedelta(seconds=_QUIET_S))
+
+    def _quiet(self) -> None:
+        with self._lock:
+            now_s = time.monotonic()
+            wait_s = min(self._last_s + _QUIET_S, self._first_s + _QUIET_LONGEST_S) - now_s
+            self._pending = wait = wait_s > 0.001
+        if wait:
+            # The scheduler sets the job's next time after this returns, so a new time is given to it by the trigger.
+            self._job.trigger.interval = timedelta(seconds=wait_s)
+        else:
+            self._job.trigger.interval = None
+            self._waker.poke(self._reason)
+
+
+def _clock_notice() -> int | None:
+    """A descriptor that becomes readable when the wall clock is set or the host wakes from sleep; None where the
+    system has none (then the clock is looked at once a minute)."""
+    if not sys.platform.startswith("linux"):
+        return None
+    fd = ctypes.CDLL(None, use_errno=True).timerfd_create(time.CLOCK_REALTIME, os.O_NONBLOCK | os.O_CLOEXEC)
+    if fd < 0:
+        return None
+    if not _arm_clock_notice(fd):
+        os.close(fd)
+        return None
+    return int(fd)
+
+
+def _arm_clock_notice(fd: int) -> bool:
+    absolute, cancel_on_set = 1, 2
+    never = (ctypes.c_long * 4)(0, 0, _NEVER_MS // 1000, 0)  # struct itimerspec: interval, value; seconds, nanoseconds
+    # The call answers ECANCELED when the clock was set since the last one, and arms the timer all the same.
+    libc = ctypes.CDLL(None, use_errno=True)
+    return libc.timerfd_settime(fd, absolute | cancel_on_set, never, None) == 0 or ctypes.get_errno() == 125

@@ -1,0 +1,1 @@
+"""How a run is started, survives the daemon, and is reaped."""

@@ -1,0 +1,263 @@
+"""A warm worker's own loop: claim an attempt, perform it, write down how it ended. Standard library only.
+
+`Worker.serve` is the loop, whatever the work; `main` is the worker of `python` tasks. An engine is another module
+with a `main(channel: int) -> None` that makes a `Worker(channel)` and lets it `serve` the engine's own `perform`.
+`BOOT` is how the daemon starts either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from daemon.workers.claim import Status, take_claim, write_status
+from daemon.workers.identity import children, inherit_orphans, start_time
+from daemon.workers.wire import Lines, Message, line_of
+
+BOOT = """
+import importlib, resource, sys
+root, module, channel, *limits = sys.argv[1:]
+for limit in limits:
+    name, value = limit.split("=")
+    resource.setrlimit(getattr(resource, name), (int(value), int(value)))
+sys.path.append(root)
+del sys.argv[1:]
+importlib.import_module(module).main(int(channel))
+"""
+"""Text of `python -P -c BOOT root module channel RLIMIT=value...`. The root comes last on the path: a task's own
+modules go first."""
+
+Perform = Callable[[Message], Any]
+"""Performs one attempt: the whole `perform` message in, a JSON value out (it becomes `result.json`; None writes none).
+It may print, and it may raise: an exception is status 1 with its traceback in stderr.log, SystemExit is the status it
+names."""
+
+
+class Worker:
+    """The worker's side of the wire."""
+
+    def __init__(self, channel: int) -> None:
+        os.set_inheritable(channel, False)
+        self._socket = socket.socket(fileno=channel)
+        self._lines = Lines()
+        self._orders: deque[Message] = deque()
+        self._pid = os.getpid()
+        self._name = f"{self._pid} {start_time(self._pid)}"
+        self._environ = dict(os.environ)
+        self._nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        inherit_orphans()
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        """Send to the daemon. A daemon that is gone is no error: what matters is in the folder."""
+        with contextlib.suppress(OSError):
+            self._socket.sendall(line_of({"type": kind, **fields}))
+
+    def serve(self, perform: Perform, *, tidy: bool = False, stale: Callable[[], bool] | None = None) -> None:
+        """Perform what the daemon sends until it has no more.
+
+        `tidy` kills processes that an attempt leaves behind and ends the worker if it leaves threads; an engine, whose
+        runtime has helpers of its own, does without. `stale` is asked before each claim: true ends the worker, and what
+        it had not claimed goes to a fresh one.
+        """
+        self.tell("ready")
+        while self._listen():
+            if not self._orders:
+                continue
+            if stale is not None and stale():
+                return
+            if not self._attempt(self._orders.popleft(), perform, tidy):
+                return
+
+    def _listen(self) -> bool:
+        """Take what has come, waiting if there is nothing to do; False once the daemon has no more to say. Asked before
+        every claim: what a dead daemon left unclaimed is the next daemon's."""
+        try:
+            data = self._socket.recv(65_536, socket.MSG_DONTWAIT if self._orders else 0)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self._orders.extend(self._lines.feed(data))
+        return bool(data)
+
+    def _attempt(self, order: Message, perform: Perform, tidy: bool) -> bool:
+        """False if the worker is not fit for another one."""
+        about = {"run": order["run"], "attempt": order["attempt"]}
+        folder: str = order["folder"]
+        if not take_claim(folder, self._name):
+            self.tell("refused", **about)
+            return True
+        self.tell("claimed", **about)
+        if "file" in order:
+            with open(order["file"], "rb") as file:
+                order = json.load(file)
+        self._restore(order["env"])
+        before_ms = _cpu_ms()
+        limit_cpu((order.get("limits") or {}).get("cpu_seconds"), before_ms)
+        _redirect(f"{folder}/stdout.log", f"{folder}/stderr.log")
+        code, result = _called(perform, order)
+        if os.getpid() != self._pid:
+            os._exit(code)  # A fork that came back out of the task: not the worker, and not its place to report.
+        notes = _tidied() if tidy else []
+        fit = not (tidy and _threads())
+        if not fit:
+            notes.append("it left threads running, so its worker was ended")
+        if code == 0 and result is not None:
+            _publish(f"{folder}/result.json", result)
+        _flush()
+        os.dup2(self._nowhere, 1)
+        os.dup2(self._nowhere, 2)
+        write_status(folder, Status(code, None))
+        cpu_ms = _cpu_ms() - before_ms
+        self.tell("ended", **about, code=code, cpu_ms=cpu_ms, rss_kib=_rss_kib(), note="; ".join(notes))
+        if not fit:
+            os._exit(0)
+        return True
+
+    def _restore(self, env: Mapping[str, str]) -> None:
+        """The environment the worker began with, and what this attempt adds: not what the last task left."""
+        wanted = {**self._environ, **env}
+        if os.environ != wanted:
+            os.environ.clear()
+            os.environ.update(wanted)
+
+
+def _called(perform: Perform, order: Message) -> tuple[int, bytes | None]:
+    try:
+        result = perform(order)
+        return 0, None if result is None else json.dumps(result, allow_nan=False, ensure_ascii=False).encode()
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return (end.code or 0) & 0xFF, None
+        print(end.code, file=sys.stderr)
+        return 1, None
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        return 1, None
+
+
+def _tidied() -> list[str]:
+    """Kill every child, and the orphans that come to us when they die, until there is none."""
+    killed = 0
+    while left := children():
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in left:
+            with contextlib.suppress(ChildProcessError):
+                killed += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    return [f"{killed} left-over {'processes were' if killed > 1 else 'process was'} killed"] if killed else []
+
+
+def _threads() -> bool:
+    threading = sys.modules.get("threading")
+    return threading is not None and threading.active_count() > 1
+
+
+def _redirect(stdout: str, stderr: str) -> None:
+    for descriptor, path in ((1, stdout), (2, stderr)):
+        file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        os.dup2(file, descriptor)
+        os.close(file)
+    # A task may have closed or replaced these.
+    if sys.stdout is not sys.__stdout__ or sys.stdout is None or sys.stdout.closed:
+        sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # type: ignore[misc] # noqa: SIM115
+    if sys.stderr is not sys.__stderr__ or sys.stderr is None or sys.stderr.closed:
+        sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", closefd=False)  # type: ignore[misc] # noqa: SIM115
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
+def _publish(path: str, data: bytes) -> None:
+    folder, _, name = path.rpartition("/")
+    temporary = f"{folder}/.{name}.new"
+    with open(temporary, "wb", buffering=0) as file:
+        file.write(data)
+    os.replace(temporary, path)
+
+
+def _cpu_ms() -> int:
+    own, theirs = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return round((own.ru_utime + own.ru_stime + theirs.ru_utime + theirs.ru_stime) * 1000)
+
+
+def _rss_kib() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // 1024 if sys.platform == "darwin" else peak
+
+
+def limit_cpu(seconds: int | None, spent_ms: int) -> None:
+    """SIGXCPU once this many seconds more are spent; None takes the bound off."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    soft = hard if seconds is None else spent_ms // 1000 + seconds
+    if resource.getrlimit(resource.RLIMIT_CPU)[0] != soft:
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+
+
+class PythonTasks:
+    """Calls `module:function` with its keyword arguments."""
+
+    def __init__(self) -> None:
+        self._roots: tuple[str, ...] = ()
+        self._seen: dict[str, int] = {}  # source files under the roots, with the time they had when imported
+        self._modules = 0
+
+    def perform(self, order: Message) -> Any:
+        task = order["task"]
+        os.chdir(task["cwd"])
+        if not self._roots:
+            # A worker serves one (cwd, path) all its life, so this is done once.
+            self._roots = (*task["path"], task["cwd"])
+            sys.path[:0] = self._roots
+        name, _, attribute = task["call"].partition(":")
+        function: Any = importlib.import_module(name)
+        for part in attribute.split("."):
+            function = getattr(function, part)
+        try:
+            return function(**task["kwargs"])
+        finally:
+            self._look()
+
+    def stale(self) -> bool:
+        """A source file of the task has changed since it was imported: the job means the new one."""
+        return any(_changed_ns(path) != when for path, when in self._seen.items())
+
+    def _look(self) -> None:
+        if len(sys.modules) == self._modules:
+            return
+        self._modules = len(sys.modules)
+        for module in list(sys.modules.values()):
+            path = getattr(module, "__file__", None)
+            if path and path not in self._seen and path.startswith(self._roots) and "site-packages" not in path:
+                self._seen[path] = _changed_ns(path)
+
+
+def _changed_ns(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def main(channel: int) -> None:
+    tasks = PythonTasks()
+    worker = Worker(channel)
+    # The names of our rooms are free again for the task's own modules.
+    for name in [name for name in sys.modules if name == "daemon" or name.startswith("daemon.")]:
+        del sys.modules[name]
+    worker.serve(tasks.perform, tidy=True, stale=tasks.stale)

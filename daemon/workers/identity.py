@@ -1,0 +1,181 @@
+"""Which process is which: a pid alone names nobody, (pid, start time) does.
+
+Standard library only: workers import this.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_PROC = sys.platform == "linux"
+
+
+class Process(NamedTuple):
+    """One line of the process table. `started` as `start_time` gives it; a zombie is not `alive`."""
+
+    pid: int
+    parent: int
+    group: int
+    session: int
+    started: int
+    alive: bool
+
+
+def process(pid: int) -> Process | None:
+    """None if there is no such process."""
+    if not _PROC:
+        return _process_elsewhere(pid)
+    try:
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        text = os.read(descriptor, 1024)
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(descriptor)
+    # The program's name, in parentheses, may itself hold spaces and parentheses.
+    fields = text[text.rindex(b")") + 2 :].split(maxsplit=20)
+    alive = fields[0] not in (b"Z", b"X")
+    return Process(pid, int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]), alive)
+
+
+def start_time(pid: int) -> int | None:
+    """When the process started: clock ticks since boot on Linux, milliseconds since 1970 elsewhere. None if it is gone;
+    a zombie still has one."""
+    found = process(pid)
+    return found.started if found else None
+
+
+def alive(pid: int, started: int) -> bool:
+    """That very process lives: neither a zombie nor another one that got its pid."""
+    found = process(pid)
+    return found is not None and found.alive and found.started == started
+
+
+def command_line(pid: int) -> list[str]:
+    """Its argv; [] if it is gone or not ours to read."""
+    if not _PROC:
+        import psutil
+
+        try:
+            return [str(word) for word in psutil.Process(pid).cmdline()]
+        except psutil.Error:
+            return []
+    return [os.fsdecode(word) for word in _read(f"/proc/{pid}/cmdline").split(b"\0")[:-1]]
+
+
+def folder_of(pid: int) -> str:
+    """The attempt folder its environment names, "" if none or not ours to read. It marks a tree better than the run:
+    another home may have a run of the same name."""
+    if not _PROC:
+        import psutil
+
+        try:
+            return str(psutil.Process(pid).environ().get("HERMESD_FOLDER", ""))
+        except psutil.Error:
+            return ""
+    for entry in _read(f"/proc/{pid}/environ").split(b"\0"):
+        if entry.startswith(b"HERMESD_FOLDER="):
+            return os.fsdecode(entry[15:])
+    return ""
+
+
+def processes() -> Iterator[Process]:
+    """Every process of this user, zombies included."""
+    if not _PROC:
+        import psutil
+
+        for pid in psutil.pids():
+            if (found := _process_elsewhere(pid)) is not None:
+                yield found
+        return
+    user = os.geteuid()
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            if os.stat(f"/proc/{name}").st_uid != user:
+                continue
+        except FileNotFoundError:
+            continue
+        if (found := process(int(name))) is not None:
+            yield found
+
+
+def tree(folder: str | None, leader: int | None = None) -> list[tuple[int, int]]:
+    """Living processes of the attempt in `folder`, as (pid, started), whatever session or parent they have by now:
+    those whose environment names the folder, those in `leader`'s session or group, and the descendants of all these.
+
+    Give `leader` only while its number cannot be somebody else's: while it is alive or unreaped, or its group is not
+    empty. Without `folder` only the leader's are meant. This process itself is never in the tree.
+    """
+    table = {found.pid: found for found in processes()}
+    table.pop(os.getpid(), None)
+    members = {
+        pid
+        for pid, found in table.items()
+        if leader in (pid, found.session, found.group) or (folder and found.alive and folder_of(pid) == folder)
+    }
+    grew = True
+    while grew:
+        grown = {pid for pid, found in table.items() if found.parent in members} - members
+        members |= grown
+        grew = bool(grown)
+    return sorted((pid, table[pid].started) for pid in members if table[pid].alive)
+
+
+def named(word: str) -> tuple[int, int] | None:
+    """The living process of this user that has `word` in its argv and leads its session: an attempt's wrapper."""
+    for found in processes():
+        if found.alive and found.session == found.pid and word in command_line(found.pid):
+            return found.pid, found.started
+    return None
+
+
+def inherit_orphans() -> bool:
+    """From now on, descendants whose parent dies become children of this process instead of init's (Linux). False
+    where the system cannot."""
+    if not _PROC:
+        return False
+    import ctypes
+
+    pr_set_child_subreaper = 36
+    return bool(ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0) == 0)
+
+
+def children() -> list[int]:
+    """Pids of this process's children, inherited orphans and zombies included."""
+    pid = os.getpid()
+    if not _PROC:
+        import psutil
+
+        return [child.pid for child in psutil.Process(pid).children()]
+    return [int(word) for word in _read(f"/proc/{pid}/task/{pid}/children").split()]
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _process_elsewhere(pid: int) -> Process | None:
+    import psutil
+
+    try:
+        found = psutil.Process(pid)
+        if found.uids().effective != os.geteuid():
+            return None
+        started = round(found.create_time() * 1000)
+        return Process(
+            pid, found.ppid() or 0, os.getpgid(pid), os.getsid(pid), started, found.status() != psutil.STATUS_ZOMBIE
+        )
+    except (psutil.Error, OSError):
+        return None

@@ -1,0 +1,495 @@
+"""Warm workers: long-lived processes that perform one attempt after another, and the pool that keeps them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from daemon.ports import Began, CommandTask, Ended, InferenceTask, Order, PythonTask, Report, SpawnError
+from daemon.workers.child import BOOT
+from daemon.workers.claim import Status, read_claim, read_status, take_claim, write_status
+from daemon.workers.command import environment_of, launch, make_folder
+from daemon.workers.exits import Exit
+from daemon.workers.identity import start_time
+from daemon.workers.tree import Unwatch, Watch, signal_tree
+from daemon.workers.wire import LINE_BYTES_MAX, Lines, Message, line_of
+
+SENT_AHEAD = 4
+"""Orders a worker may have unclaimed: enough that it never waits for us, few enough to fit in the socket's buffer."""
+
+_BUFFER_BYTES = 4 * SENT_AHEAD * LINE_BYTES_MAX
+_LEAVE_MS = 5_000
+_ROOT = str(Path(__file__).resolve().parents[2])
+
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """One warm worker, as people see it."""
+
+    pid: int
+    started: int
+    kind: str  # python | inference
+    serves: str  # the working folder, or the model's
+    state: str  # starting | idle | busy | leaving
+    run: str | None
+    attempt: int | None
+    performed: int
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How many workers there may be and how long they stay."""
+
+    workers_max: int = 8
+    idle_ms: int = 60_000
+    engine_idle_ms: int = 600_000
+    attempts_max: int = 10_000  # of one python worker; engines keep their model
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    """An attempt that the pool answers for, until its Ended is reported."""
+
+    order: Order
+    line: bytes
+    worker: _Worker | None = None  # None: it waits for a place, or is over and its tree is being killed
+    sent: bool = False
+    over: bool = False
+
+    @property
+    def key(self) -> Key:
+        return self.order.run, self.order.attempt
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    pid: int
+    started: int
+    exit: Exit
+    socket: socket.socket
+    key: tuple[object, ...]
+    kind: str
+    serves: str
+    lines: Lines = field(default_factory=Lines)
+    ready: bool = False
+    leaving: bool = False
+    claimed: _Ticket | None = None
+    queue: deque[_Ticket] = field(default_factory=deque)  # not known to be claimed, in order
+    assigned: int = 0
+    performed: int = 0
+    quiet_since_ms: int | None = None  # idle, or leaving, since
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def load(self) -> int:
+        return len(self.queue) + (self.claimed is not None)
+
+    @property
+    def state(self) -> str:
+        if self.leaving:
+            return "leaving"
+        return "busy" if self.load else "idle" if self.ready else "starting"
+
+
+class Pool:
+    """Hands orders to workers. `report` takes reports; `fell(folder, leader, done)` kills what is left of a tree;
+    `adopt(order)` takes up an attempt that a process of an earlier daemon has claimed."""
+
+    def __init__(
+        self,
+        watch: Watch,
+        unwatch: Unwatch,
+        *,
+        python: str,
+        engine: str,
+        bounds: Bounds,
+        report: Callable[[Report], None],
+        fell: Callable[[str | None, int | None, Callable[[int], None]], None],
+        adopt: Callable[[Order], None],
+    ) -> None:
+        self._watch, self._unwatch = watch, unwatch
+        self._python, self._modules = python, {"python": "daemon.workers.child", "inference": engine}
+        self._bounds, self._report, self._fell, self._adopt = bounds, report, fell, adopt
+        self._workers: dict[int, _Worker] = {}  # by pid, the longest unused first
+        self._tickets: dict[Key, _Ticket] = {}
+        self._waiting: deque[_Ticket] = deque()  # for a place in the pool
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._tickets
+
+    @property
+    def pids(self) -> set[int]:
+        return set(self._workers)
+
+    def views(self) -> list[WorkerView]:
+        return [
+            WorkerView(
+                worker.pid, worker.started, worker.kind, worker.serves, worker.state,
+                worker.claimed.order.run if worker.claimed else None,
+                worker.claimed.order.attempt if worker.claimed else None,
+                worker.performed, dict(worker.facts),
+            )
+            for worker in self._workers.values()
+        ]  # fmt: skip
+
+    def start(self, order: Order) -> None:
+        """SpawnError if its worker cannot be started, or the order is not JSON."""
+        ticket = _Ticket(order, _line(order))
+        self._tickets[ticket.key] = ticket
+        self._waiting.append(ticket)
+        try:
+            self._dispatch()
+        except SpawnError:
+            if ticket.worker is not None or self._waiting[0] is not ticket:
+                return  # The error is another one's, and is met again when that one's turn comes.
+            del self._tickets[ticket.key]
+            self._waiting.popleft()
+            raise
+
+    def stop(self, key: Key, *, force: bool) -> None:
+        ticket = self._tickets[key]
+        worker = ticket.worker
+        if ticket.over:
+            return  # What is left of its tree is being killed.
+        if (worker is None or worker.claimed is not ticket) and self._settle(
+            ticket, Status(None, signal.SIGTERM), "stopped before it began"
+        ):
+            if worker is not None:
+                self._rest(worker)
+        elif worker is not None:
+            signal_tree(ticket.order.folder, worker.pid, signal.SIGKILL if force else signal.SIGTERM)
+
+    def next_deadline_ms(self) -> int | None:
+        """When `housekeep` has something to do; 0 for at once, None for never."""
+        return min(self._deadlines(), default=None)
+
+    def housekeep(self, boot_ms: int) -> None:
+        """End workers that were idle for too long, and kill those that were told to leave and did not."""
+        for worker in list(self._workers.values()):
+            limit_ms = self._patience_ms(worker)
+            if limit_ms is None:
+                continue
+            if worker.quiet_since_ms is None:
+                worker.quiet_since_ms = boot_ms
+            elif boot_ms - worker.quiet_since_ms >= limit_ms:
+                if worker.leaving:
+                    signal_tree(None, worker.pid, signal.SIGKILL)
+                else:
+                    self._dismiss(worker)
+
+    def close(self) -> None:
+        """Let go of every worker: each finishes what it has claimed, leaves the rest, and ends."""
+        for worker in self._workers.values():
+            self._unwatch(worker.exit.fileno())
+            worker.exit.close()
+            self._hang_up(worker)
+        self._workers.clear()
+        self._waiting.clear()
+        self._tickets.clear()
+
+    def _deadlines(self) -> Iterator[int]:
+        for worker in self._workers.values():
+            limit_ms = self._patience_ms(worker)
+            if limit_ms is not None:
+                yield 0 if worker.quiet_since_ms is None else worker.quiet_since_ms + limit_ms
+
+    def _patience_ms(self, worker: _Worker) -> int | None:
+        if worker.leaving:
+            return None if worker.claimed else _LEAVE_MS
+        if worker.load:
+            return None
+        return self._bounds.engine_idle_ms if worker.kind == "inference" else self._bounds.idle_ms
+
+    def _dispatch(self) -> None:
+        # First come, first served: one that must wait for a place holds up those behind it, so that none starves.
+        while self._waiting and self._place(self._waiting[0]):
+            self._waiting.popleft()
+
+    def _dispatch_or_settle(self) -> None:
+        """Dispatch where nobody can be told of a SpawnError: an attempt that cannot be started is over."""
+        while True:
+            try:
+                return self._dispatch()
+            except SpawnError as error:
+                self._give_up(self._waiting.popleft(), Status(1, None), str(error))
+
+    def _place(self, ticket: _Ticket) -> bool:
+        kind, serves, key = _kind(ticket.order)
+        mates = [worker for worker in self._workers.values() if worker.key == key and self._accepts(worker)]
+        best = min(mates, key=lambda worker: worker.load, default=None)
+        # An engine holds a whole model: a second one is never worth its memory.
+        if (best is None or (best.load and kind == "python")) and self._room():
+            best = self._launch(ticket.order, kind, serves, key)
+        if best is None:
+            return False
+        self._assign(best, ticket)
+        return True
+
+    def _accepts(self, worker: _Worker) -> bool:
+        return not worker.leaving and (worker.kind == "inference" or worker.assigned < self._bounds.attempts_max)
+
+    def _room(self) -> bool:
+        """There is a place for one more; if not, the longest idle worker is asked to leave, and its end makes one."""
+        if len(self._workers) < self._bounds.workers_max:
+            return True
+        if not any(worker.leaving for worker in self._workers.values()):
+            idle = next((worker for worker in self._workers.values() if not worker.load), None)
+            if idle is not None:
+                self._dismiss(idle)
+        return False
+
+    def _launch(self, order: Order, kind: str, serves: str, key: tuple[object, ...]) -> _Worker:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+            ours.setblocking(False)
+            # Above 3, or giving it away as 3 would be giving it to itself.
+            channel = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, 10)
+            limits = [f"{_RLIMITS[name]}={value}" for name, value in order.limits.items() if name in _RLIMITS]
+            argv = [self._python, "-P", "-c", BOOT, _ROOT, self._modules[kind], "3", *limits]
+            try:
+                pid = launch(self._python, argv, _lasting(order), folder=order.folder, channel=channel)
+            except SpawnError:
+                ours.close()
+                raise
+            finally:
+                os.close(channel)
+        worker = _Worker(pid, start_time(pid) or 0, Exit(pid), ours, key, kind, serves)
+        self._workers[pid] = worker
+        self._watch(worker.exit.fileno(), lambda: self._gone(worker))
+        self._watch(ours.fileno(), lambda: self._hear(worker))
+        return worker
+
+    def _assign(self, worker: _Worker, ticket: _Ticket) -> None:
+        self._workers[worker.pid] = self._workers.pop(worker.pid)
+        ticket.worker, ticket.sent = worker, False
+        worker.queue.append(ticket)
+        worker.assigned += 1
+        worker.quiet_since_ms = None
+        self._top_up(worker)
+
+    def _top_up(self, worker: _Worker) -> None:
+        for ticket in list(worker.queue)[:SENT_AHEAD]:
+            if not ticket.sent:
+                ticket.sent = True
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # Its end is about to be seen.
+                    worker.socket.send(ticket.line)
+
+    def _dismiss(self, worker: _Worker) -> None:
+        worker.leaving, worker.quiet_since_ms = True, None
+        with contextlib.suppress(OSError):
+            worker.socket.shutdown(socket.SHUT_WR)
+
+    def _hang_up(self, worker: _Worker) -> None:
+        if worker.socket.fileno() >= 0:
+            self._unwatch(worker.socket.fileno())
+            worker.socket.close()
+
+    def _hear(self, worker: _Worker) -> None:
+        """Take everything the worker has said."""
+        while True:
+            try:
+                data = worker.socket.recv(65_536)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                return self._hang_up(worker)
+            for message in worker.lines.feed(data):
+                self._heed(worker, message)
+
+    def _heed(self, worker: _Worker, message: Message) -> None:
+        kind = message.pop("type")
+        if kind == "ready":
+            worker.ready = True
+        elif kind == "facts":
+            worker.facts.update(message)
+        elif (ticket := self._tickets.get((message["run"], message["attempt"]))) is None:
+            return  # Settled since it was sent.
+        elif kind == "claimed":
+            self._claimed(worker, ticket)
+        elif kind == "refused":
+            self._refused(worker, ticket)
+        elif kind == "ended":
+            self._ended(worker, ticket, message)
+
+    def _claimed(self, worker: _Worker, ticket: _Ticket) -> None:
+        _take_back(ticket)
+        ticket.worker, worker.claimed = worker, ticket
+        self._report(Began(ticket.order.run, ticket.order.attempt, worker.pid, worker.started))
+        self._top_up(worker)
+
+    def _refused(self, worker: _Worker, ticket: _Ticket) -> None:
+        if ticket.worker is not worker:
+            return  # Moved since it was sent.
+        _take_back(ticket)
+        claim = read_claim(ticket.order.folder)
+        mate = self._workers.get(claim.pid) if claim and claim.pid else None
+        if mate is not None:
+            ticket.worker, ticket.sent = mate, True  # It was moved, too late; the mate's own words follow.
+            mate.queue.appendleft(ticket)
+        else:
+            del self._tickets[ticket.key]
+            self._adopt(ticket.order)
+        self._rest(worker)
+
+    def _ended(self, worker: _Worker, ticket: _Ticket, message: Message) -> None:
+        worker.claimed = None
+        worker.performed += 1
+        del self._tickets[ticket.key]
+        self._report(Ended(
+            ticket.order.run, ticket.order.attempt,
+            message["code"], None, message["cpu_ms"], message["rss_kib"], message["note"],
+        ))  # fmt: skip
+        self._rest(worker)
+
+    def _rest(self, worker: _Worker) -> None:
+        """The worker has one less to do."""
+        self._top_up(worker)
+        if worker.load or worker.leaving:
+            return
+        if not self._accepts(worker):
+            self._dismiss(worker)
+        self._dispatch_or_settle()
+        if worker.state == "idle":
+            self._relieve(worker)
+
+    def _relieve(self, worker: _Worker) -> None:
+        """Take over what waits behind a busy mate. The mate may have claimed it meanwhile; the claim decides."""
+        mates = [mate for mate in self._workers.values() if mate.key == worker.key and mate.claimed and mate.queue]
+        if mates:
+            ticket = max(mates, key=lambda mate: len(mate.queue)).queue[-1]
+            _take_back(ticket)
+            self._assign(worker, ticket)
+
+    def _gone(self, worker: _Worker) -> None:
+        """The worker has ended, as it should or not."""
+        if worker.socket.fileno() >= 0:
+            self._hear(worker)
+            self._hang_up(worker)
+        self._unwatch(worker.exit.fileno())
+        worker.exit.close()
+        _, status, usage = os.wait4(worker.pid, 0)
+        del self._workers[worker.pid]
+        code = os.waitstatus_to_exitcode(status)
+        end = Status(code or 1, None) if code >= 0 else Status(None, -code)
+        words = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+        current, rest = worker.claimed, worker.queue
+        if current is None and rest and (claim := read_claim(rest[0].order.folder)) and claim.pid == worker.pid:
+            current = rest.popleft()  # It did not come to say so.
+            self._report(Began(current.order.run, current.order.attempt, worker.pid, worker.started))
+        for ticket in rest:
+            ticket.worker = None
+        if current is not None:
+            self._lay(worker, current, end, usage.ru_maxrss, words)
+        elif code:
+            self._fell(None, worker.pid, lambda _: None)
+        if current is None and rest and not worker.ready:
+            self._give_up(rest.popleft(), end, f"its worker could not start: {words}; see stderr.log")
+        self._waiting.extendleft(reversed(rest))
+        self._dispatch_or_settle()
+
+    def _lay(self, worker: _Worker, ticket: _Ticket, end: Status, rss_kib: int, words: str) -> None:
+        """Report the end of what the worker was performing when it died, once nothing of the tree is left."""
+        order = ticket.order
+        notes = []
+        known = read_status(order.folder)
+        if known is None:
+            write_status(order.folder, end)
+            notes.append(f"its worker {words} before the task returned")
+        code, number = known or end
+
+        def done(killed: int) -> None:
+            del self._tickets[ticket.key]
+            if killed:
+                notes.append(killed_note(killed))
+            self._report(Ended(order.run, order.attempt, code, number, None, rss_kib, "; ".join(notes)))
+
+        ticket.worker, ticket.over = None, True
+        self._fell(order.folder, worker.pid, done)
+
+    def _settle(self, ticket: _Ticket, end: Status, note: str) -> bool:
+        """End an attempt that never began, by taking its claim; False if a process has it."""
+        order = ticket.order
+        if not take_claim(order.folder, "never"):
+            return False
+        write_status(order.folder, end)
+        _take_back(ticket)
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(ticket)
+        del self._tickets[ticket.key]
+        self._report(Ended(order.run, order.attempt, end.code, end.signal, note=note))
+        return True
+
+    def _give_up(self, ticket: _Ticket, end: Status, note: str) -> None:
+        if not self._settle(ticket, end, note):
+            del self._tickets[ticket.key]
+            self._adopt(ticket.order)
+
+
+def killed_note(killed: int) -> str:
+    return f"{killed} left-over {'processes were' if killed > 1 else 'process was'} killed"
+
+
+_RLIMITS = {"open_files": "RLIMIT_NOFILE", "file_size": "RLIMIT_FSIZE", "memory": "RLIMIT_AS"}
+
+
+def _kind(order: Order) -> tuple[str, str, tuple[object, ...]]:
+    """Kind, what it serves, and what two orders must share to share a worker."""
+    task = order.task
+    limits = tuple(sorted((name, value) for name, value in order.limits.items() if name in _RLIMITS))
+    if isinstance(task, PythonTask):
+        return "python", task.cwd, ("python", task.cwd, task.path, frozenset(_lasting(order).items()), limits)
+    assert isinstance(task, InferenceTask)
+    return "inference", task.model, ("inference", task.model, task.device, task.dtype, task.quantization, limits)
+
+
+def _take_back(ticket: _Ticket) -> None:
+    if ticket.worker is not None:
+        with contextlib.suppress(ValueError):
+            ticket.worker.queue.remove(ticket)
+
+
+def _lasting(order: Order) -> dict[str, str]:
+    """The worker's own environment; what names the attempt comes with each order."""
+    return {name: value for name, value in order.env.items() if not name.startswith("HERMESD_")}
+
+
+def _line(order: Order) -> bytes:
+    """The order as it is sent: itself, or the path of the file it was put in. SpawnError if it is not JSON, or if the
+    attempt's folder cannot be made."""
+    task = order.task
+    assert not isinstance(task, CommandTask)
+    fields = {name: getattr(task, name) for name in task.__slots__}
+    if isinstance(task, PythonTask):
+        fields["kwargs"] = dict(task.kwargs)
+    own = {name: value for name, value in environment_of(order).items() if name.startswith("HERMESD_")}
+    about = {"type": "perform", "run": order.run, "attempt": order.attempt, "folder": order.folder}
+    make_folder(order.folder)
+    try:
+        line = line_of({**about, "env": own, "task": fields, "limits": dict(order.limits)})
+    except (TypeError, ValueError) as error:
+        raise SpawnError(f"run {order.run}: its arguments are not JSON: {error}; pass plain JSON values") from error
+    if len(line) <= LINE_BYTES_MAX:
+        return line
+    path = f"{order.folder}/order.json"
+    try:
+        with open(path, "wb") as file:
+            file.write(line)
+    except OSError as error:
+        raise SpawnError(f"cannot write {path}: {error.strerror}; make room or check its permissions") from error
+    return line_of({**about, "file": path})

@@ -1,0 +1,1 @@
+"""What happened, in order: one hash-chained JSON object per line. The only historical truth."""

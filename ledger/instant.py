@@ -1,0 +1,43 @@
+"""Instants: integer milliseconds since the Unix epoch inside, RFC 3339 UTC text in records."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Now(NamedTuple):
+    """One reading of both clocks, always taken together.
+
+    `wall_ns` is CLOCK_REALTIME (for people and for schedules; it can jump);
+    `boot_ns` is CLOCK_BOOTTIME (for deadlines; it counts while the host sleeps and never jumps).
+    """
+
+    wall_ns: int
+    boot_ns: int
+
+    @property
+    def wall_ms(self) -> int:
+        return self.wall_ns // 1_000_000
+
+    @property
+    def boot_ms(self) -> int:
+        return self.boot_ns // 1_000_000
+
+
+def text_of(ms: int) -> str:
+    """`2026-11-21T04:30:00Z`; milliseconds are written only when there are some."""
+    moment = _EPOCH + timedelta(milliseconds=ms)
+    if ms % 1000:
+        return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{ms % 1000:03d}Z"
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def ms_of(text: str) -> int:
+    """The inverse of `text_of`; any RFC 3339 offset is accepted. ValueError if there is none."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text!r} has no offset from UTC; write for example {text}Z")
+    return (moment - _EPOCH) // timedelta(milliseconds=1)

@@ -1,0 +1,274 @@
+"""The ledger as its one writer sees it: open (which recovers), stage, commit, close.
+
+Not for several threads at once: one thread stages and commits; others may read the files.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from contextlib import suppress
+from hashlib import sha256
+
+from ledger import recovery, watermark
+from ledger.chain import Head
+from ledger.disk import AppendFile, Disk, Lock, Locked, write_atomically
+from ledger.errors import Full, NotLocal, Poisoned
+from ledger.instant import Now
+from ledger.reader import FOLDER
+from ledger.record import Draft, Record, Unsound, compose, decode, place
+from ledger.recovery import RECOVERED, Recovery
+from ledger.segment import OPEN, Segment, Writer, lines, opening, segments_in
+from ledger.watermark import EPOCH, HEAD, Watermark
+
+LOCK = "LOCK"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# fmt: off
+_NOT_LOCAL = frozenset((
+    "nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "9p", "afs", "coda", "ceph", "lustre", "gpfs", "beegfs",
+    "glusterfs", "ocfs2", "gfs2", "virtiofs", "webdav", "afpfs", "fuse", "fuseblk", "osxfuse", "macfuse",
+))
+# fmt: on
+
+
+class Ledger:
+    """The ledger in `folder`, open for appending. Whoever holds one holds its lock.
+
+    Bytes reach the file only in `commit`. A failed write or sync poisons it, because after that nobody knows what the
+    disk holds; a full disk does not, because cutting back to the last good byte makes it known again.
+    """
+
+    def __init__(self, disk: Disk, folder: str, lock: Lock, found: Recovery, ledger_id: str) -> None:
+        """Use `Ledger.open`."""
+        self._disk, self._folder, self._lock = disk, folder, lock
+        self.recovery = found
+        self.ledger_id = ledger_id
+        self.epoch = found.epoch + 1
+        self.head = found.head
+        """The last durable record."""
+        self.bytes_written = 0
+        self.commits = 0
+        self._batch = found.batch
+        self._staged: list[tuple[Record, bytes]] = []
+        self._poison = ""
+        self._path = ""
+        self._file: AppendFile | None = None
+        self._good_bytes = 0
+
+    @classmethod
+    def open(
+        cls, disk: Disk, writer: Writer, now: Now, *, folder: str = FOLDER, anywhere: bool = False
+    ) -> Ledger:
+        """Take the lock, recover, claim a new epoch and open its segment; durable once this returns.
+
+        Locked if another process has it open; Corrupt if a person must decide; NotLocal on a network or FUSE file
+        system unless `anywhere`; Full without room; OSError if the folder cannot be read or written.
+        """
+        kind = disk.file_system()
+        if not anywhere and kind.partition(".")[0] in _NOT_LOCAL:
+            raise NotLocal(
+                f"the home lies on a {kind} file system, where a lock does not exclude and a sync does not keep; "
+                "choose a home on a local disk (--home DIR)"
+            )
+        disk.make_folder(folder)
+        disk.sync_folder(folder.rpartition("/")[0])
+        try:
+            lock = disk.lock(f"{folder}/{LOCK}")
+        except Locked as locked:
+            raise Locked(f"{locked}{_holder(disk, folder)}") from None
+        ledger = None
+        try:
+            found = recovery.carry_out(disk, folder, recovery.survey(disk, folder), now)
+            ledger = cls(disk, folder, lock, found, found.ledger_id or _first_id(writer, now))
+            ledger._begin(writer, now)
+            if found.changed:
+                ledger.append([Draft(RECOVERED, f"ledger/{ledger.ledger_id}", found.data())], now)
+            ledger.note_head(durable=True)
+        except BaseException as error:
+            if ledger is not None and ledger._file is not None:
+                ledger._file.close()
+            lock.release()
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                raise Full(f"no room to open {folder}: {error}; free some space and start again") from error
+            raise
+        return ledger
+
+    @property
+    def durable_seq(self) -> int:
+        """Everything up to here survives a power cut; nothing beyond it may be acted on."""
+        return self.head.seq
+
+    @property
+    def next_seq(self) -> int:
+        return self.head.seq + len(self._staged) + 1
+
+    def stage(self, draft: Draft, now: Now) -> Record:
+        """Give `draft` its place, in memory only. Refused if a ledger cannot hold it (nothing is staged then).
+
+        The record is as a reader will see it, but for `remaining` and `hash`, which `commit` settles.
+        """
+        self._raise_if_poisoned()
+        body, ts, data = compose(draft, now)
+        record = Record(
+            self.next_seq, self.epoch, self._batch + 1, 0, ts, now.boot_ns,
+            draft.type, draft.tv, draft.subject, draft.id, draft.cause, draft.corr, data, "",
+        )  # fmt: skip
+        self._staged.append((record, body))
+        return record
+
+    def commit(self) -> Head:
+        """Write what is staged as one batch, wholly there after a crash or not at all; durable once this returns.
+
+        Full: the batch is dropped, its seqs are free again, and later commits may succeed. Poisoned: nobody knows.
+        """
+        self._commit()
+        return self.head
+
+    def append(self, drafts: Iterable[Draft], now: Now) -> list[Record]:
+        """Stage and commit as one batch; the records with their hashes. Refused drafts leave nothing staged behind."""
+        if self._staged:
+            raise ValueError("append within a batch being staged; stage the drafts instead")
+        try:
+            for draft in drafts:
+                self.stage(draft, now)
+        except BaseException:
+            self._staged.clear()
+            raise
+        return self._commit()
+
+    def note_head(self, *, durable: bool = False) -> None:
+        """Write down how far the ledger is durable, outside of it. What a crash leaves of a note that is not `durable`
+        is the old note, the new one, or one that recovery can tell is neither. Full without room; OSError."""
+        self._raise_if_poisoned()
+        try:
+            self._note(HEAD, durable=durable)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise Full(f"no room for {self._folder}/{HEAD}: {error}") from error
+            raise
+
+    def close(self) -> None:
+        """Note the head durably and release the lock. What is only staged is dropped."""
+        if self._file is None:
+            return
+        try:
+            if not self._poison:
+                # Without room the ledger is no less whole: the next opening reads it to its end, as it always does.
+                with suppress(Full):
+                    self.note_head(durable=True)
+        finally:
+            self._file.close()
+            self._file = None
+            self._poison = self._poison or "it is closed"
+            self._lock.release()
+
+    def _begin(self, writer: Writer, now: Now) -> None:
+        # The epoch is durable before anything of it is, so no two writers ever share one, whatever a crash leaves.
+        self._note(EPOCH, durable=True)
+        segments = self.recovery.segments
+        number = segments[-1].number + 1 if segments else 1
+        segment = Segment(number, self.epoch, self.next_seq)
+        self._path = f"{self._folder}/{segment.name}"
+        data = opening(segment, self.head.hash, self.ledger_id, writer)
+        self.stage(Draft(OPEN, f"segment/{number}", data), now)
+        line, records = self._lines()
+        # A segment's name appears with its first record durable behind it, never before.
+        write_atomically(self._disk, self._path, line, durable=True)
+        self._file = self._disk.append(self._path)
+        self._settle(line, records)
+
+    def _commit(self) -> list[Record]:
+        self._raise_if_poisoned()
+        if not self._staged:
+            return []
+        data, records = self._lines()
+        assert self._file is not None
+        try:
+            taken = 0
+            while taken < len(data):
+                count = self._file.write(data[taken:] if taken else data)
+                if count <= 0:
+                    raise OSError(errno.EIO, "the write took nothing", self._path)
+                taken += count
+            self._file.sync()
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise self._cut_back(error) from error
+            raise self._poisoned(error) from error
+        except BaseException as error:  # an interrupt in the middle leaves part of a batch behind
+            self._poisoned(error)
+            raise
+        self._settle(data, records)
+        return records
+
+    def _lines(self) -> tuple[bytes, list[Record]]:
+        """The staged batch as it will be written."""
+        parts, records = [], []
+        previous, batch, remaining = self.head.hash, self._batch + 1, len(self._staged)
+        for record, body in self._staged:
+            remaining -= 1
+            line, previous = place(
+                body, seq=record.seq, epoch=self.epoch, batch=batch, remaining=remaining, previous=previous
+            )
+            parts.append(line)
+            records.append(record.settled(remaining, previous))
+        return b"".join(parts), records
+
+    def _settle(self, data: bytes, records: list[Record]) -> None:
+        self._staged.clear()
+        self._batch += 1
+        self.head = Head(records[-1].seq, records[-1].hash)
+        self._good_bytes += len(data)
+        self.bytes_written += len(data)
+        self.commits += 1
+
+    def _cut_back(self, error: OSError) -> Full | Poisoned:
+        """No room: undo the batch. The cut is durable before anyone hears of it, or a crash could bring back, whole, a
+        batch whose callers were told that it failed."""
+        assert self._file is not None
+        self._staged.clear()
+        try:
+            self._file.truncate(self._good_bytes)
+            self._file.sync()
+        except BaseException as second:
+            poisoned = self._poisoned(second)
+            if isinstance(second, OSError):
+                return poisoned
+            raise
+        return Full(
+            f"no room on the disk for {self._path}: {error}; the last batch was not recorded, what was durable is "
+            "untouched; free some space and try again"
+        )
+
+    def _poisoned(self, error: BaseException) -> Poisoned:
+        self._staged.clear()
+        self._poison = f"writing {self._path} failed behind seq {self.head.seq}: {error!r}"
+        return Poisoned(self._poison_text())
+
+    def _raise_if_poisoned(self) -> None:
+        if self._poison:
+            raise Poisoned(self._poison_text())
+
+    def _poison_text(self) -> str:
+        return f"the ledger takes no more records: {self._poison}; restart, so that recovery can look at the disk"
+
+    def _note(self, file: str, *, durable: bool) -> None:
+        mark = Watermark(self.ledger_id, self.epoch, self.head.seq, self.head.hash)
+        write_atomically(self._disk, f"{self._folder}/{file}", watermark.encode(file, mark), durable=durable)
+
+
+def _first_id(writer: Writer, now: Now) -> str:
+    """Names a new ledger: no two processes are the same at the same instant, and chance has no door into this room."""
+    seed = f"{writer.host}\0{writer.boot_id}\0{writer.pid}\0{writer.started}\0{now.wall_ns}\0{now.boot_ns}"
+    return sha256(seed.encode()).hexdigest()[:32]
+
+
+def _holder(disk: Disk, folder: str) -> str:
+    """Who, by the last segment's first record, holds the lock; "" if that cannot be read."""
+    for segment in reversed(segments_in(disk.list(folder))):
+        for _, line in lines(disk, f"{folder}/{segment.name}"):
+            with suppress(Unsound):
+                data = decode(line).data
+                return f", probably by pid {data.get('pid')} on {data.get('host')}"
+            break
+    return ""

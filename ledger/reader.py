@@ -1,0 +1,250 @@
+"""Readers: every record of the ledger, verified and in order; and the tail, which follows a living writer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from ledger import watermark
+from ledger.chain import Chain, Head
+from ledger.disk import Disk
+from ledger.errors import Corrupt
+from ledger.record import START, Record, Unsound, decode, predecessor
+from ledger.segment import Segment, lines, segments_in
+from ledger.watermark import Watermark
+
+FOLDER = "ledger"
+
+
+class Place(NamedTuple):
+    """Just behind a complete batch: what recovery would cut back to."""
+
+    segment: Segment
+    offset: int
+    """Bytes from the start of the segment's file."""
+    head: Head
+    batch: int
+
+
+class Walk:
+    """One pass over the segments, shared by readers and recovery, so that no reader shows what recovery would cut.
+
+    Iterating gives each record of each complete batch. Bytes in the last segment that are no complete batch are torn
+    (a write in progress, or one that nobody was answered on) unless something proves that they had been durable: a
+    sound record of a later batch beyond them, or a watermark. Then, and for damage anywhere else, iterating raises
+    Corrupt. Afterwards `place`, `torn` and `strays` say where it ended.
+    """
+
+    def __init__(
+        self, disk: Disk, segments: list[Segment], marks: Mapping[str, Watermark], *, folder: str, after: int = 0
+    ) -> None:
+        """`after`: start at the segment that holds the record behind it; what lies before is taken on trust."""
+        self._disk, self._folder, self._marks = disk, folder, marks
+        self._start = max((i for i, segment in enumerate(segments) if segment.first_seq <= after + 1), default=0)
+        self._segments = segments
+        self._first_good = 0
+        self.ledger_id = ""
+        self.place: Place | None = None
+        self.torn = ""
+        """Why the bytes behind `place` are not a complete batch; "" if there are none."""
+        self.strays: list[tuple[Segment, int]] = []
+        """Segments that go on (from the offset given) beyond the record that the next segment follows: a superseded
+        writer's bytes. No reader shows them."""
+
+    def __iter__(self) -> Iterator[Record]:
+        chain = Chain()
+        expected = {mark.seq: (file, mark) for file, mark in self._marks.items() if mark.seq}
+        begins = [segment.first_seq for segment in self._segments[1:]]
+        for segment, ends_before in list(zip(self._segments, [*begins, 0], strict=True))[self._start :]:
+            path = f"{self._folder}/{segment.name}"
+            offset = 0
+            batch: list[Record] = []
+            place: Place | None = None
+            why = ""
+            try:
+                if chain.seq or self._start == 0:
+                    chain.enter(segment)
+            except Unsound as unsound:
+                raise self._corrupt(segment, 0, str(unsound), chain.seq) from None
+            for offset, line in lines(self._disk, path):
+                try:
+                    if not chain.number:
+                        chain.adopt(line, segment)
+                    record = chain.take(line)
+                except Unsound as unsound:
+                    why = str(unsound)
+                    break
+                if record.seq in expected:
+                    self._compare(segment, offset, record, *expected[record.seq])
+                if record.remaining:
+                    if not batch:
+                        head = Head(record.seq - 1, predecessor(line))
+                        place = Place(segment, offset, head, record.batch - 1)
+                    batch.append(record)
+                    continue
+                self._first_good = self._first_good or record.seq
+                if batch:
+                    yield from batch
+                    batch.clear()
+                place = None
+                yield record
+                offset += len(line) + 1
+                if record.seq + 1 == ends_before:
+                    break
+            if place is None:
+                place = Place(segment, offset, Head(chain.seq, chain.hash), chain.batch)
+            self.place, self.ledger_id = place, chain.ledger_id
+            if not ends_before:
+                self._end(place, offset if why else place.offset, why)
+            elif why or chain.seq + 1 != ends_before or chain.remaining:
+                why = why or f"the segment ends with seq {place.head.seq}; the next one begins with {ends_before}"
+                raise self._corrupt(segment, offset, why, place.head.seq)
+            elif self._disk.size(path) > place.offset:
+                self.strays.append((segment, place.offset))
+
+    def _end(self, place: Place, damage_at: int, why: str) -> None:
+        """What lies behind the last complete batch is torn, or it is Corrupt."""
+        tail = self._disk.read(f"{self._folder}/{place.segment.name}", place.offset)
+        if tail and not why:
+            why = "the last batch is not complete"
+        proof = proof_of_more(place, tail, self._marks)
+        if proof:
+            why = why or f"the ledger ends with seq {place.head.seq}"
+            raise self._corrupt(place.segment, damage_at, f"{why}; {proof}", place.head.seq)
+        self.torn = why
+
+    def _compare(self, segment: Segment, offset: int, record: Record, file: str, mark: Watermark) -> None:
+        if record.hash != mark.hash:
+            raise self._corrupt(segment, offset, f"{file} names another record as seq {mark.seq}", record.seq - 1)
+
+    def _corrupt(self, segment: Segment, offset: int, reason: str, last_good: int) -> Corrupt:
+        first_good = min(self._first_good, last_good)
+        return Corrupt(
+            f"{self._folder}/{segment.name}", offset, reason, first_good=first_good, last_good=last_good
+        )
+
+
+def proof_of_more(place: Place, tail: bytes, marks: Mapping[str, Watermark]) -> str:
+    """What proves that more than the batches up to `place` had been durable; "" if nothing does.
+
+    A batch is written only after the one before it is durable, so a sound record of a later batch in `tail`, the bytes
+    behind `place`, is proof. Sound records of the torn batch itself are not: pages reach the disk in any order.
+    """
+    if place.head.seq < place.segment.first_seq:
+        return "a segment's name is published only after its first record is durable"
+    for file, mark in marks.items():
+        if mark.seq > place.head.seq:
+            return f"{file} proves that the records up to seq {mark.seq} had been durable"
+    for record in sound_in(tail):
+        if record.batch > place.batch + 1:
+            return f"the later batch {record.batch} (seq {record.seq}) proves that this one had been durable"
+    return ""
+
+
+def sound_in(data: bytes) -> Iterator[Record]:
+    """Each record in `data` that vouches for itself, also one fused to the end of something else."""
+    for piece in data.split(b"\n"):
+        at = piece.find(START)
+        while at >= 0:
+            try:
+                yield decode(piece[at:])
+                break
+            except Unsound:
+                at = piece.find(START, at + 1)
+
+
+def marks_in(disk: Disk, folder: str) -> dict[str, Watermark]:
+    """The watermarks that can be read. A damaged one proves nothing; recovery and the verifier speak of it."""
+    marks = {}
+    for file in (watermark.EPOCH, watermark.HEAD):
+        try:
+            mark = watermark.read(disk, folder, file)
+        except Unsound:
+            continue
+        if mark is not None:
+            marks[file] = mark
+    return marks
+
+
+def read(disk: Disk, *, after: int = 0, until: int | None = None, folder: str = FOLDER) -> Iterator[Record]:
+    """The records with `after` < seq <= `until`, each verified and chained to the one before it.
+
+    Raises Corrupt at the damage, after the good records before it. An incomplete last batch is left out.
+    """
+    # The watermarks are read first: a writer may note a later one while this reads, which would prove too much.
+    marks = marks_in(disk, folder)
+    for record in Walk(disk, segments_in(disk.list(folder)), marks, folder=folder, after=after):
+        if record.seq > after:
+            if until is not None and record.seq > until:
+                return
+            yield record
+
+
+class Tail:
+    """Follows a ledger that is being written, from batch to batch and from segment to segment."""
+
+    def __init__(self, disk: Disk, *, after: int = 0, folder: str = FOLDER) -> None:
+        self._disk, self._folder, self._after = disk, folder, after
+        self._here: tuple[Segment, int, Chain] | None = None
+        # Only one batch is ever unanswered, so only one can be taken back.
+        self._before: tuple[Segment, int, Chain] | None = None
+
+    def poll(self, until: int | None = None) -> list[Record]:
+        """The records of the batches completed since the last call; never waits. Corrupt as `read`.
+
+        With `until` (the writer's `durable_seq`) nothing beyond it is given. Without it, a batch may be given before it
+        is durable; if a crash or a full disk takes that batch back, its successors come with the same seqs, and count.
+        """
+        segments = segments_in(self._disk.list(self._folder))
+        if not segments:
+            return []
+        if self._here is None:
+            start = max((s for s in segments if s.first_seq <= self._after + 1), default=segments[0])
+            self._here = (start, 0, Chain())
+        if self._before is not None and self._taken_back(self._here, segments):
+            self._here, self._before = self._before, None
+        return [record for record in self._follow(segments, until) if record.seq > self._after]
+
+    def _taken_back(self, here: tuple[Segment, int, Chain], segments: list[Segment]) -> bool:
+        """Whether the batch given last is no longer where it was."""
+        segment, offset, chain = here
+        if any(other.number > segment.number and other.first_seq <= chain.seq for other in segments):
+            return True
+        trailer = f',"h":"{chain.hash}"}}\n'.encode()
+        return self._disk.read(f"{self._folder}/{segment.name}", offset - len(trailer), len(trailer)) != trailer
+
+    def _follow(self, segments: list[Segment], until: int | None) -> Iterator[Record]:
+        assert self._here is not None
+        first, begin, chain = self._here
+        for segment in segments:
+            if segment.number < first.number:
+                continue
+            path = f"{self._folder}/{segment.name}"
+            begin = begin if segment == first else 0
+            follower = next((other for other in segments if other.number == segment.number + 1), None)
+            chain = chain.copy()
+            batch: list[Record] = []
+            for offset, line in lines(self._disk, path, begin):
+                place = Place(segment, begin, Head(chain.seq, chain.hash), chain.batch)
+                try:
+                    if chain.number == 0:
+                        chain.adopt(line, segment)
+                    elif chain.number != segment.number:
+                        chain.enter(segment)
+                    batch.append(chain.take(line))
+                except Unsound as unsound:
+                    tail = self._disk.read(path, begin)
+                    if follower is None and not proof_of_more(place, tail, marks_in(self._disk, self._folder)):
+                        return
+                    first_good = min(1, chain.seq)
+                    raise Corrupt(path, offset, str(unsound), first_good=first_good, last_good=chain.seq) from None
+                if chain.remaining:
+                    continue
+                if until is not None and chain.seq > until:
+                    return
+                begin = offset + len(line) + 1
+                self._before, self._here = self._here, (segment, begin, chain.copy())
+                yield from batch
+                batch.clear()
+                if follower is not None and chain.seq + 1 == follower.first_seq:
+                    break

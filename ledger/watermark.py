@@ -1,0 +1,58 @@
+"""A watermark: proof, kept outside the segments, that everything up to a seq had been durable.
+
+HEAD says how far the writer had come when it last noted it; EPOCH, written durably before an epoch's first append, says
+whose epoch it is and what it found. Each file is one line that carries its own hash, as a record does.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import NamedTuple
+
+from orjson import JSONDecodeError, dumps, loads
+
+from ledger.disk import Disk
+from ledger.record import FORMAT, Unsound
+
+HEAD = "HEAD"
+EPOCH = "EPOCH"
+
+
+class Watermark(NamedTuple):
+    ledger_id: str
+    epoch: int
+    seq: int
+    hash: str
+
+
+def encode(file: str, mark: Watermark) -> bytes:
+    hashed = dumps(
+        {
+            "v": FORMAT,
+            "file": file,
+            "ledger": mark.ledger_id,
+            "epoch": mark.epoch,
+            "seq": mark.seq,
+            "hash": mark.hash,
+        }
+    )[:-1]
+    return b'%b,"h":"%b"}\n' % (hashed, sha256(hashed).hexdigest()[:32].encode())
+
+
+def decode(file: str, data: bytes) -> Watermark:
+    """Unsound if it is not exactly what `encode` writes."""
+    try:
+        fields = loads(data)
+        mark = Watermark(fields["ledger"], fields["epoch"], fields["seq"], fields["hash"])
+        sound = encode(file, mark) == data
+    except (JSONDecodeError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise Unsound(f"{file} is not the one line, with a hash that matches, that it must be")
+    return mark
+
+
+def read(disk: Disk, folder: str, file: str) -> Watermark | None:
+    """None if there is no such file; Unsound if it is damaged."""
+    path = f"{folder}/{file}"
+    return decode(file, disk.read(path)) if disk.exists(path) else None

@@ -1,0 +1,1 @@
+"""Every decision Hermes makes, as pure functions of values that are recorded."""

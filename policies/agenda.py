@@ -1,0 +1,124 @@
+"""When something is due: an index over the graph's jobs, so that a look costs what is due and not what exists.
+
+It is derived from the graph alone and follows its patches; throwing it away and following the whole graph again gives
+the same answers.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+
+from policies import due
+from policies.job import Job as Spec
+from policies.job import parse_job
+from policies.schedule import AfterSchedule
+from state.graph import AnyNode, Graph, Job
+
+NEVER_MS = 1 << 62
+
+
+class Agenda:
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, str]] = []
+        self._next_ms: dict[str, int] = {}
+        self._basis: dict[str, tuple[str, int, bool]] = {}
+        self._specs: dict[str, tuple[str, Spec]] = {}
+        self._dependents: dict[str, set[str]] = {}
+        self._dependencies: dict[str, tuple[str, ...]] = {}
+        self._ready: set[str] = set()
+
+    @classmethod
+    def of(cls, graph: Graph) -> Agenda:
+        agenda = cls()
+        agenda.follow(graph.jobs.values(), graph)
+        return agenda
+
+    def follow(self, nodes: Iterable[AnyNode], graph: Graph) -> None:
+        """Take up what a patch has put into `graph`."""
+        for node in nodes:
+            if not isinstance(node, Job):
+                continue
+            basis = (node.digest, node.cursor_ms, node.removed)
+            if self._basis.get(node.name) != basis:
+                self._basis[node.name] = basis
+                self._file(node)
+            if node.name in self._dependencies:
+                self._weigh(node.name, graph)
+            for dependent in self._dependents.get(node.name, ()):
+                self._weigh(dependent, graph)
+
+    def _file(self, job: Job) -> None:
+        known = self._specs.get(job.name)
+        if known is None or known[0] != job.digest:
+            known = self._specs[job.name] = (job.digest, parse_job(job.spec))
+        spec = known[1]
+        for dependency in self._dependencies.pop(job.name, ()):
+            self._dependents[dependency].discard(job.name)
+        self._ready.discard(job.name)
+        live = spec.enabled and not job.removed
+        if live and isinstance(spec.schedule, AfterSchedule):
+            self._dependencies[job.name] = spec.schedule.after
+            for dependency in spec.schedule.after:
+                self._dependents.setdefault(dependency, set()).add(job.name)
+        upcoming = due.next_slot(spec.schedule, job.cursor_ms) if live else None
+        if upcoming is not None and spec.expires_ms is not None and upcoming >= spec.expires_ms:
+            upcoming = None
+        self._next_ms[job.name] = NEVER_MS if upcoming is None else upcoming
+        if upcoming is not None:
+            heapq.heappush(self._heap, (upcoming, job.name))
+
+    def _weigh(self, name: str, graph: Graph) -> None:
+        job = graph.jobs.get(name)
+        if job is not None and fresh(job, graph):
+            self._ready.add(name)
+        else:
+            self._ready.discard(name)
+
+    def _prune(self) -> None:
+        # The heap keeps stale entries until they come up: a job whose next slot has moved is there twice.
+        while self._heap and self._next_ms.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+
+    def next_ms(self) -> int | None:
+        """The earliest slot of any job that has no decision yet."""
+        self._prune()
+        return self._heap[0][0] if self._heap else None
+
+    def due(self, now_ms: int) -> list[str]:
+        """Names of jobs with a slot at or before `now_ms`, sorted."""
+        self._prune()
+        names, back = set(), []
+        while self._heap and self._heap[0][0] <= now_ms:
+            entry = heapq.heappop(self._heap)
+            if self._next_ms.get(entry[1]) == entry[0] and entry[1] not in names:
+                names.add(entry[1])
+                back.append(entry)
+        for entry in back:  # Looking does not decide: they stay due until their decision moves the cursor.
+            heapq.heappush(self._heap, entry)
+        return sorted(names)
+
+    def spec(self, name: str) -> Spec:
+        """The accepted spec of a job of the graph, parsed once per revision."""
+        return self._specs[name][1]
+
+    def depth(self, name: str) -> int:
+        """How many jobs stand, one after another, before this one. (Cycles are refused when jobs are loaded.)"""
+        return 1 + max(map(self.depth, self._dependencies[name])) if self._dependencies.get(name) else 0
+
+    def ready(self) -> list[str]:
+        """Names of `after` jobs all of whose dependencies have a run they have not answered, sorted."""
+        return sorted(self._ready)
+
+
+def fresh(job: Job, graph: Graph) -> dict[str, str]:
+    """Dependency -> its run that `job` would answer now; empty unless every dependency has one."""
+    schedule = job.spec["schedule"]
+    found: dict[str, str] = {}
+    for dependency in schedule["after"]:
+        other = graph.jobs.get(dependency)
+        run = other.finished.get(schedule["when"], "") if other else ""
+        if not run or job.consumed.get(dependency, "") == run:
+            return {}
+        found[dependency] = run
+    return found

@@ -1,0 +1,74 @@
+"""What an attempt came to, and whether there is another."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from state.graph import Run
+
+Json = Any
+
+
+class Outcome(NamedTuple):
+    outcome: str
+    reason: str
+    retry_at_ms: int | None
+
+
+def judge(
+    run: Run, wall_ms: int, *, code: int | None, signal_number: int | None, note: str = "", unstarted: str = ""
+) -> Outcome:
+    """The truth about one ended attempt.
+
+    `code` and `signal_number` both None: nobody saw its end. `unstarted`: why it could not be started at all.
+    """
+    kind, outcome, reason = _kind(run, code, signal_number, unstarted)
+    if note:
+        reason = f"{reason}; {note}"
+    retry_at_ms = None
+    retry = run.spec.get("retry") or {}
+    attempts = retry.get("attempts", 1)
+    if kind in retry.get("on", ()) and run.attempt < attempts:
+        wait_ms = backoff_ms(retry, run.attempt)
+        retry_at_ms = wall_ms + wait_ms
+        reason = f"{reason}; attempt {run.attempt + 1} of {attempts} follows in {wait_ms / 1000:g} s"
+    elif kind == "lost":
+        reason += "; it is not run again by itself, since it may have done its work"
+    return Outcome(outcome, reason, retry_at_ms)
+
+
+def _kind(run: Run, code: int | None, signal_number: int | None, unstarted: str) -> tuple[str, str, str]:
+    """Class for `retry.on` ("" is never retried), outcome, reason."""
+    if run.stopping_why == "timeout":
+        return "timeout", "timed_out", f"was stopped after its timeout of {run.spec['timeout'] / 1000:g} s"
+    if run.stopping_why:
+        why = "its agent's run was stopped" if run.stopping_why == "parent" else "a person asked for it"
+        return "", "cancelled", f"was stopped: {why}"
+    if unstarted:
+        return "exit", "failed", unstarted
+    if signal_number is not None:
+        return "exit", "failed", f"was killed by {_signal_name(signal_number)}"
+    if code is None:
+        return "lost", "lost", "nobody saw its end"
+    if code == 0:
+        return "", "succeeded", "exit status 0"
+    if code > 128 and (name := _signal_name(code - 128)):
+        return "exit", "failed", f"exit status {code} (as after {name})"
+    return "exit", "failed", f"exit status {code}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return ""
+
+
+def backoff_ms(retry: Mapping[str, Json], attempt: int) -> int:
+    """The wait after attempt `attempt` (from 1), in ms."""
+    base, longest = int(retry["base"]), int(retry["max"])
+    if retry["backoff"] == "fixed":
+        return base
+    return min(longest, base << min(attempt - 1, 32))

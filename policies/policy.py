@@ -1,0 +1,34 @@
+"""The scheduling policy: the parameters of every decision. Defaults stand in `policies/defaults/scheduling.yaml` only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+Json = Any
+
+
+class SchedulingPolicy(BaseModel):
+    """What each value means is told beside its default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    max_running: int = Field(ge=1, le=10_000)
+    late_after_ms: int = Field(ge=0)
+    max_decisions_per_plan: int = Field(ge=1, le=400)
+    max_slots_per_job: int = Field(ge=1, le=1_000_000)
+    clock_jump_ms: int = Field(ge=100)
+    memory_percent: int = Field(ge=1, le=100)
+    aging_ms: int = Field(ge=1000)
+
+    def digest(self) -> str:
+        return hashlib.sha256(orjson.dumps(self.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+
+
+def adopt(defaults: Mapping[str, Json], override: Mapping[str, Json]) -> SchedulingPolicy:
+    """The policy in force: `override` over `defaults`. pydantic's ValidationError names the field that is wrong."""
+    return SchedulingPolicy.model_validate({**defaults, **override})

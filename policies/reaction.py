@@ -1,0 +1,96 @@
+"""What follows at once from the facts, by rule and without a choice: timeouts, cancellations, an agent's end.
+
+Each reaction is an event that orders an effect or states a consequence; the loop records them with the facts they
+follow from, and asks again until nothing more follows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ledger.instant import Now
+from ledger.record import Draft
+from policies.outcome import judge
+from state.events import draft
+from state.graph import OVER, WITH_PROCESS, Graph, Run
+
+Json = Any
+
+GRACE_MS_OF_A_STEP = 10_000
+
+
+def react(graph: Graph, now: Now) -> list[Draft]:
+    """Events that follow from `graph` at `now`. Empty when nothing does."""
+    follows: list[Draft] = []
+    cancelled = {r.run: r.actor for r in graph.requests.values() if r.verb == "cancel"}
+    for run in list(graph.active.values()):
+        parent = graph.run(run.parent) if run.parent else None
+        if run.name in cancelled and run.state != "stopping":
+            follows.append(_stop(run, "cancel", cancelled[run.name]))
+        elif parent is not None and parent.state == "stopping" and run.state != "stopping":
+            follows.append(_stop(run, "parent", "hermesd"))
+        elif overdue_ms(run) is not None and now.boot_ms >= overdue_ms(run):  # type: ignore[operator]
+            why = "timeout" if run.state == "running" else run.stopping_why
+            follows.append(_stopping(run, why, "hermesd", force=run.state == "stopping"))
+        elif run.spec.get("kind") == "agent" and run.state in ("running", "stopping"):
+            if (ended := _agent_end(graph, run, now)) is not None:
+                follows.append(ended)
+    return follows
+
+
+def overdue_ms(run: Run) -> int | None:
+    """The CLOCK_BOOTTIME instant at which `run` must be stopped, or stopped harder; None if it has no such instant."""
+    if run.state == "running" and run.started_boot_ms:
+        timeout: int | None = run.spec.get("timeout")
+        return run.started_boot_ms + timeout if timeout else None
+    if run.state == "stopping" and not run.forced and run.spec.get("kind") != "agent":
+        grace: int = run.spec.get("grace", GRACE_MS_OF_A_STEP)
+        return run.stopping_boot_ms + grace
+    return None
+
+
+def _stopping(run: Run, why: str, actor: str, *, force: bool) -> Draft:
+    data = {"run": run.name, "attempt": run.attempt, "why": why, "actor": actor, "force": force}
+    return draft("run.stopping", run.id, data)
+
+
+def _stop(run: Run, why: str, actor: str) -> Draft:
+    if run.state in WITH_PROCESS:
+        return _stopping(run, why, actor, force=False)
+    # It waits, or waits for its next attempt: there is nothing to signal.
+    reason = "its agent's run was stopped" if why == "parent" else f"{actor} asked for it"
+    return finished(run, "cancelled", f"was cancelled before it began: {reason}")
+
+
+def finished(run: Run, outcome: str, reason: str, **more: Json) -> Draft:
+    """`run.finished`, with nothing observed unless `more` says so."""
+    data: dict[str, Json] = {
+        "run": run.name,
+        "attempt": run.attempt,
+        "token": run.token,
+        "outcome": outcome,
+        "code": None,
+        "signal": None,
+        "reason": reason,
+        "retry_at": None,
+        "cpu_ms": None,
+        "rss_kib": None,
+        "outputs": {},
+    }
+    return draft("run.finished", run.id, data | more)
+
+
+def _agent_end(graph: Graph, run: Run, now: Now) -> Draft | None:
+    children = [child for name in run.children if (child := graph.run(name)) is not None]
+    if any(child.state not in OVER for child in children):
+        return None
+    if run.state == "stopping":
+        verdict = judge(run, now.wall_ms, code=None, signal_number=None)
+        return finished(run, verdict.outcome, verdict.reason)
+    if len(children) < len(run.spec["steps"]):
+        return None
+    bad = [child for child in children if child.state != "succeeded"]
+    if not bad:
+        return finished(run, "succeeded", f"all {len(children)} steps succeeded")
+    first = next((child for child in bad if child.state != "skipped"), bad[0])
+    return finished(run, "failed", f"step {first.step} {first.state.replace('_', ' ')}: {first.reason}")

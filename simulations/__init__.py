@@ -1,0 +1,1 @@
+"""The code that ships, behind make-believe doors."""

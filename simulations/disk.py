@@ -1,0 +1,335 @@
+"""A make-believe disk: the Disk port in memory, which forgets what was not synced.
+
+What it does. A file has what the cache shows and what the device holds. `write` and `truncate` change the cache; `sync`
+brings the dirty part of the cache to the device. A folder likewise shows names and holds names; `create`, `replace`,
+`remove` and `make_folder` change what it shows, `sync_folder` makes the device hold it.
+
+What a crash does (`crash`). Of each file's dirty part the device gets nothing, a prefix, all of it, NULs, or any of
+its 512-byte sectors with NULs for the others; after an unsynced truncation the old bytes may be back, whole or behind
+a prefix of the new ones. Each name not synced is there or is not, each by its own chance, so a rename may have happened
+by half: two names, or only the old target. A file whose folder is lost is lost. Locks are released, open files dead.
+
+What a failing device does. `fail` makes the n-th operation raise an errno. A `sync` that fails marks the dirty part
+clean without having written it, as Linux does: the next `sync` succeeds and proves nothing, the cache still shows the
+bytes, and `drop_cache` shows what the device holds. A full disk (`capacity_bytes`) takes what fits, a short write, and
+then raises ENOSPC. `short_writes` makes any write take only a part.
+
+What it does not do: bit rot (change bytes with `corrupt`), a device that lies about a sync, two processes at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from dataclasses import dataclass, field
+from random import Random
+
+from ledger.disk import AppendFile, Lock, Locked
+
+_SECTOR_BYTES = 512
+
+
+class PowerCut(BaseException):
+    """The machine is dead from this operation on, until `SimDisk.crash`. Not an Exception: no code may survive it."""
+
+
+def _error(number: int, path: str) -> OSError:
+    return OSError(number, os.strerror(number), path)
+
+
+@dataclass(slots=True, eq=False)
+class _File:
+    cache: bytearray = field(default_factory=bytearray)
+    device: bytes = b""
+    dirty_from: int | None = None
+    """From here on the cache has not been brought to the device; None when it all was (or was thought to be)."""
+
+    def dirty(self, offset: int) -> None:
+        self.dirty_from = offset if self.dirty_from is None else min(self.dirty_from, offset)
+
+    def sync(self) -> None:
+        if self.dirty_from is not None:
+            self.device = self._clean(self.dirty_from) + bytes(self.cache[self.dirty_from :])
+        self.dirty_from = None
+
+    def drop_cache(self) -> None:
+        kept = len(self.cache) if self.dirty_from is None else self.dirty_from
+        self.cache[:kept] = self._clean(kept)
+
+    def crash(self, chance: Random) -> None:
+        if self.dirty_from is not None:
+            self.device = self._after_crash(self.dirty_from, chance)
+        self.cache, self.dirty_from = bytearray(self.device), None
+
+    def _clean(self, size: int) -> bytes:
+        """What the device has of the first `size` bytes: where a failed sync left a hole, NULs."""
+        return self.device[:size].ljust(size, b"\0")
+
+    def _after_crash(self, start: int, chance: Random) -> bytes:
+        clean, dirty = self._clean(start), bytes(self.cache[start:])
+        cut = chance.randint(0, len(dirty))
+        kind = chance.choice(("none", "prefix", "all", "nuls", "sectors", "mixed"))
+        if kind == "none":
+            return self.device
+        if kind == "prefix":
+            return clean + dirty[:cut]
+        if kind == "nuls":
+            return clean + dirty[:cut].ljust(len(dirty), b"\0")
+        if kind == "sectors":
+            kept = bytearray(dirty)
+            position = 0
+            while position < len(kept):
+                after = min(len(kept), (start + position) // _SECTOR_BYTES * _SECTOR_BYTES + _SECTOR_BYTES - start)
+                if chance.random() < 0.5:
+                    kept[position:after] = bytes(after - position)
+                position = after
+            return clean + bytes(kept)
+        if kind == "mixed" and len(self.device) > start:
+            return clean + dirty[:cut] + self.device[start + cut :]
+        return clean + dirty
+
+
+class SimDisk:
+    """One seed decides everything that chance decides."""
+
+    def __init__(self, seed: int, *, capacity_bytes: int | None = None, short_writes: bool = False) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.short_writes = short_writes
+        self.kind = "sim"
+        """What `file_system` answers."""
+        self.operations = 0
+        """Operations so far that change something or may fail; `fail` and `cut_power` count by it."""
+        self.trace: deque[str] = deque(maxlen=1000)
+        self._chance = Random(seed)
+        # A value is a file, or None for a folder. The root is always there.
+        self._shown: dict[str, _File | None] = {}
+        self._held: dict[str, _File | None] = {}
+        self._locks: set[str] = set()
+        self._faults: dict[int, int] = {}
+        self._sticky: int | None = None
+        self._cut_at: tuple[int, bool] | None = None
+        self._life = 0
+        self._dead = False
+
+    def fail(self, operation: int, number: int, *, sticky: bool = False) -> None:
+        """The `operation`-th operation (the first is 1) raises errno `number`; with `sticky`, so does each after it."""
+        self._faults[operation] = number
+        if sticky:
+            self._faults[-operation] = number
+
+    def heal(self) -> None:
+        """No operation fails any more."""
+        self._faults.clear()
+        self._sticky = None
+
+    def cut_power(self, operation: int, *, after: bool = False) -> None:
+        """PowerCut at the `operation`-th operation, before it took effect or after."""
+        self._cut_at = (operation, after)
+
+    def crash(self) -> None:
+        """The power goes and comes back: see the module's head."""
+        self._cut_at, self._dead = None, False
+        self._life += 1
+        self._locks.clear()
+        names = {
+            name: (self._shown if self._chance.random() < 0.5 else self._held)
+            for name in sorted({*self._shown, *self._held})
+        }
+        after: dict[str, _File | None] = {}
+        for name, source in names.items():
+            folder = name.rpartition("/")[0]
+            if name in source and (not folder or folder in after):
+                after[name] = source[name]
+        for file in {id(file): file for file in after.values() if file is not None}.values():
+            file.crash(self._chance)
+        self._shown, self._held = after, dict(after)
+
+    def corrupt(self, path: str, data: bytes) -> None:
+        """Put `data` in the file's place, in the cache and on the device: rot, or a person with an editor."""
+        self._held[path] = self._shown[path] = _File(bytearray(data), data)
+
+    def files(self) -> dict[str, bytes]:
+        """Every file and what the cache shows of it."""
+        return {path: bytes(file.cache) for path, file in sorted(self._shown.items()) if file is not None}
+
+    def read(self, path: str, offset: int = 0, limit: int = -1) -> bytes:
+        self._alive()
+        cache = self._file(path).cache
+        return bytes(cache[offset:] if limit < 0 else cache[offset : offset + limit])
+
+    def size(self, path: str) -> int:
+        self._alive()
+        return len(self._file(path).cache)
+
+    def exists(self, path: str) -> bool:
+        self._alive()
+        return not path or path in self._shown
+
+    def list(self, folder: str) -> list[str]:
+        self._alive()
+        inside = folder + "/" if folder else ""
+        return sorted(n[len(inside) :] for n in self._shown if n.startswith(inside) and "/" not in n[len(inside) :])
+
+    def make_folder(self, folder: str) -> None:
+        parts = folder.split("/")
+        for end in range(1, len(parts) + 1):
+            place = "/".join(parts[:end])
+            if place not in self._shown:
+                with self._operation("make_folder", place):
+                    self._shown[place] = None
+            elif self._shown[place] is not None:
+                raise _error(errno.ENOTDIR, place)
+
+    def append(self, path: str) -> AppendFile:
+        self._alive()
+        return _Append(self, path, self._file(path))
+
+    def create(self, path: str) -> AppendFile:
+        with self._operation("create", path):
+            self._need_folder(path)
+            if path in self._shown:
+                raise _error(errno.EEXIST, path)
+            file = self._shown[path] = _File()
+        return _Append(self, path, file)
+
+    def replace(self, source: str, target: str) -> None:
+        with self._operation("replace", f"{source} {target}"):
+            self._need_folder(target)
+            self._shown[target] = self._file(source)
+            del self._shown[source]
+
+    def sync_folder(self, folder: str) -> None:
+        with self._operation("sync_folder", folder):
+            if folder and self._shown.get(folder, _File()) is not None:
+                raise _error(errno.ENOENT, folder)
+            for name in {*self._shown, *self._held}:
+                if name.rpartition("/")[0] == folder:
+                    if name in self._shown:
+                        self._held[name] = self._shown[name]
+                    else:
+                        del self._held[name]
+
+    def remove(self, path: str) -> None:
+        with self._operation("remove", path):
+            self._file(path)
+            del self._shown[path]
+
+    def drop_cache(self, path: str) -> None:
+        self._alive()
+        self._file(path).drop_cache()
+
+    def lock(self, path: str) -> Lock:
+        with self._operation("lock", path):
+            if path in self._locks:
+                raise Locked(f"{path} is held by another process")
+            self._need_folder(path)
+            self._shown.setdefault(path, _File())
+            self._locks.add(path)
+        return _Lock(self, path)
+
+    def free_bytes(self) -> int:
+        self._alive()
+        if self.capacity_bytes is None:
+            return 1 << 40
+        used = sum(len(file.cache) for file in self._shown.values() if file is not None)
+        return max(0, self.capacity_bytes - used)
+
+    def file_system(self) -> str:
+        return self.kind
+
+    def _file(self, path: str) -> _File:
+        file = self._shown.get(path)
+        if file is None:
+            raise _error(errno.EISDIR if path in self._shown else errno.ENOENT, path)
+        return file
+
+    def _need_folder(self, path: str) -> None:
+        folder = path.rpartition("/")[0]
+        if folder and (folder not in self._shown or self._shown[folder] is not None):
+            raise _error(errno.ENOENT, path)
+
+    def _alive(self) -> None:
+        if self._dead:
+            raise PowerCut
+
+    def _operation(self, verb: str, path: str) -> _Operation:
+        return _Operation(self, verb, path)
+
+
+class _Operation:
+    """One operation that a fault may hit: before it, instead of it, or after it."""
+
+    def __init__(self, disk: SimDisk, verb: str, path: str) -> None:
+        self._disk, self._verb, self._path = disk, verb, path
+
+    def __enter__(self) -> None:
+        disk = self._disk
+        disk._alive()
+        disk.operations += 1
+        disk.trace.append(f"{self._verb} {self._path}")
+        if disk._cut_at == (disk.operations, False):
+            disk._dead = True
+            raise PowerCut
+        number = disk._faults.get(disk.operations, disk._sticky)
+        if -disk.operations in disk._faults:
+            disk._sticky = number
+        if number is not None:
+            raise _error(number, self._path)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        disk = self._disk
+        if kind is None and disk._cut_at == (disk.operations, True):
+            disk._dead = True
+            raise PowerCut
+
+
+class _Append:
+    def __init__(self, disk: SimDisk, path: str, file: _File) -> None:
+        self._disk, self._path, self._file, self._life = disk, path, file, disk._life
+
+    def write(self, data: bytes) -> int:
+        self._open()
+        with self._disk._operation("write", self._path):
+            room = self._disk.free_bytes()
+            if data and not room:
+                raise _error(errno.ENOSPC, self._path)
+            count = min(len(data), room)
+            if self._disk.short_writes and count > 1:
+                count = self._disk._chance.randint(1, count)
+            self._file.dirty(len(self._file.cache))
+            self._file.cache += data[:count]
+        return count
+
+    def sync(self) -> None:
+        self._open()
+        try:
+            with self._disk._operation("sync", self._path):
+                self._file.sync()
+        except OSError:
+            self._file.dirty_from = None
+            raise
+
+    def truncate(self, size: int) -> None:
+        self._open()
+        with self._disk._operation("truncate", self._path):
+            self._file.dirty(min(size, len(self._file.cache)))
+            del self._file.cache[size:]
+            self._file.cache.extend(bytes(size - len(self._file.cache)))
+
+    def close(self) -> None:
+        self._life = -1
+
+    def _open(self) -> None:
+        self._disk._alive()
+        if self._life != self._disk._life:
+            raise _error(errno.EBADF, self._path)
+
+
+class _Lock:
+    def __init__(self, disk: SimDisk, path: str) -> None:
+        self._disk, self._path, self._life = disk, path, disk._life
+
+    def release(self) -> None:
+        if self._life == self._disk._life:
+            self._disk._locks.discard(self._path)

@@ -1,0 +1,1 @@
+"""What the events add up to: a graph, moved by patches, and the views people read."""

@@ -1,0 +1,444 @@
+"""Commands as real processes: how they begin once, end truthfully, and leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from workers_loop import PATH, ROOT, Loop, command, lives, shell, text, until_file, zombies
+
+from daemon.ports import Began, Ended, SpawnError
+from daemon.workers import identity
+from daemon.workers.claim import Status, read_claim, read_status, take_claim, write_status
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+STUBBORN = "trap '' TERM; echo $$ >>{pids}; while :; do sleep 1; done"
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+def test_exit_codes_are_those_of_the_command(tmp_path: Path, loop: Loop) -> None:
+    orders = [shell(tmp_path, f"exit-{code}", f"exit {code}") for code in (0, 1, 7, 121, 122, 125, 255)]
+    for order in orders:
+        loop.spawner.start(order)
+    assert [end.code for end in loop.ended(*orders)] == [0, 1, 7, 121, 122, 125, 255]
+    assert [text(order, "status") for order in orders] == [f"{c}\n" for c in (0, 1, 7, 121, 122, 125, 255)]
+    assert not zombies()
+
+
+def test_began_names_a_process_and_comes_before_ended(tmp_path: Path, loop: Loop) -> None:
+    order = shell(tmp_path, "sleeper", "exec sleep 30")
+    loop.spawner.start(order)
+    began = loop.began(order)
+    assert identity.alive(began.pid, began.started)
+    assert not identity.alive(began.pid, began.started + 1)
+    loop.spawner.stop("sleeper", 1, force=True)
+    (end,) = loop.ended(order)
+    assert loop.reports.index(began) < loop.reports.index(end)
+    assert not identity.alive(began.pid, began.started)
+
+
+def test_output_goes_to_files_and_input_comes_from_one(tmp_path: Path, loop: Loop) -> None:
+    (tmp_path / "in").write_text("given\n")
+    fed = shell(tmp_path, "fed", "cat; echo bad >&2; pwd", stdin=str(tmp_path / "in"))
+    unfed = command(tmp_path, "unfed", "cat")
+    loop.spawner.start(fed)
+    loop.spawner.start(unfed)
+    loop.ended(fed, unfed)
+    assert text(fed, "stdout.log") == f"given\n{tmp_path}\n"
+    assert text(fed, "stderr.log") == "bad\n"
+    assert text(unfed, "stdout.log") == ""
+
+
+def test_argv_is_never_read_by_a_shell(tmp_path: Path, loop: Loop) -> None:
+    words = ("$(touch oops)", "`touch oops`", "; touch oops", "a  b", "*", "-n", "", "'\"\\", "$1 $@", "line\nbreak")
+    order = command(tmp_path, "words", sys.executable, "-c", "import sys; print(sys.argv[1:])", *words)
+    loop.spawner.start(order)
+    loop.ended(order)
+    assert text(order, "stdout.log") == f"{list(words)}\n"
+    assert not (tmp_path / "oops").exists()
+
+
+def test_a_program_called_like_a_builtin_is_the_program(tmp_path: Path, loop: Loop) -> None:
+    program = tmp_path / "bin" / "exit"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho the program\n")
+    program.chmod(0o755)
+    plain = command(tmp_path, "plain", "exit", "3", env={"PATH": f"{program.parent}:{PATH}"})
+    limited = command(tmp_path, "limited", "exit", "3", env={"PATH": f"{program.parent}:{PATH}"},
+                      limits={"open_files": 64})  # fmt: skip
+    loop.spawner.start(plain)
+    loop.spawner.start(limited)
+    assert [end.code for end in loop.ended(plain, limited)] == [0, 0]
+    assert text(plain, "stdout.log") == text(limited, "stdout.log") == "the program\n"
+
+
+def test_the_environment_holds_what_the_order_says_and_no_more(
+    tmp_path: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "do-not-leak")
+    order = command(tmp_path, "env", "env", env={"GREETING": "a 'b' $c", "memory": "mine", "code": "mine", "IFS": "/"})
+    loop.spawner.start(order)
+    loop.ended(order)
+    assert dict(line.split("=", 1) for line in text(order, "stdout.log").splitlines()) == {
+        "PATH": PATH, "GREETING": "a 'b' $c", "memory": "mine", "code": "mine", "IFS": "/", "PWD": str(tmp_path),
+        "HERMESD_RUN": "env", "HERMESD_ATTEMPT": "1", "HERMESD_FOLDER": order.folder,
+    }  # fmt: skip
+
+
+def test_no_descriptor_and_no_ignored_signal_is_inherited(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.set_inheritable(write, True)  # As whoever started the daemon may have left one.
+    loop = Loop()
+    show = "import os; print(sorted(map(int, os.listdir('/proc/self/fd')))); print(open('/proc/self/status').read())"
+    order = command(tmp_path, "descriptors", sys.executable, "-c", show)
+    loop.spawner.start(order)
+    loop.ended(order)
+    os.close(read)
+    os.close(write)
+    loop.close()
+    listing, *status = text(order, "stdout.log").splitlines()
+    assert listing == "[0, 1, 2, 3]"  # 3 is the listing itself
+    (ignored,) = [int(line.split()[1], 16) for line in status if line.startswith("SigIgn")]
+    # Python itself, in the command, ignores these two.
+    standard = ignored & (1 << 31) - 1
+    assert standard == 1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1)
+    inherited = shell(tmp_path, "signals", "kill -PIPE $$; echo lived")
+    loop = Loop()
+    loop.spawner.start(inherited)
+    assert loop.ended(inherited)[0].code == 128 + signal.SIGPIPE
+    loop.close()
+
+
+def test_a_run_that_cannot_start_says_why(tmp_path: Path, loop: Loop) -> None:
+    with pytest.raises(SpawnError, match=r"program 'no-such-program' is not on the PATH"):
+        loop.spawner.start(command(tmp_path, "absent", "no-such-program"))
+    with pytest.raises(SpawnError, match=r"standard input .*/nowhere: No such file"):
+        loop.spawner.start(command(tmp_path, "unfed", "cat", stdin=str(tmp_path / "nowhere")))
+    with pytest.raises(SpawnError, match="NUL byte"):
+        loop.spawner.start(command(tmp_path, "nul", "echo", "a\0b"))
+    with pytest.raises(SpawnError, match="variable 'a-b'"):
+        loop.spawner.start(command(tmp_path, "name", "true", env={"a-b": "c"}))
+    with pytest.raises(SpawnError, match="too long"):
+        loop.spawner.start(command(tmp_path, "long", "true", *["x" * 100_000] * 100))
+    lost = command(tmp_path, "lost-cwd", "true", cwd=str(tmp_path / "gone"))
+    absent = command(tmp_path, "absent-path", str(tmp_path / "gone"))
+    loop.spawner.start(lost)
+    loop.spawner.start(absent)
+    ends = loop.ended(lost, absent)
+    assert [end.code for end in ends] == [125, 127]
+    assert "working directory" in ends[0].note
+    assert str(tmp_path / "gone") in text(lost, "stderr.log")
+
+
+def test_a_signal_death_is_told_as_the_shell_tells_it(tmp_path: Path, loop: Loop) -> None:
+    order = shell(tmp_path, "suicide", "kill -SEGV $$")
+    loop.spawner.start(order)
+    (end,) = loop.ended(order)
+    assert (end.code, end.signal) == (139, None)
+    assert "SIGSEGV" in end.note
+
+
+def test_limits_bind_the_command_and_are_named_when_they_end_it(tmp_path: Path, loop: Loop) -> None:
+    big = command(tmp_path, "big", sys.executable, "-S", "-c",
+                  "import signal,os; signal.signal(signal.SIGXFSZ, signal.SIG_DFL); os.write(1, b'x'*2000); os.write(1, b'y')",
+                  limits={"file_size": 1024})  # fmt: skip
+    busy = shell(tmp_path, "busy", "while :; do :; done", limits={"cpu_seconds": 1})  # type: ignore[arg-type]
+    few = shell(tmp_path, "few", "ulimit -n; ulimit -v", limits={"open_files": 40, "memory": 1 << 30})  # type: ignore[arg-type]
+    for order in (big, busy, few):
+        loop.spawner.start(order)
+    ends = loop.ended(big, busy, few)
+    assert [end.code for end in ends] == [128 + signal.SIGXFSZ, 128 + signal.SIGXCPU, 0]
+    assert "file size (1024 bytes)" in ends[0].note
+    assert Path(big.folder, "stdout.log").stat().st_size == 1024
+    assert "CPU time (1 s)" in ends[1].note
+    assert 900 <= (ends[1].cpu_ms or 0) <= 2500
+    assert text(few, "stdout.log") == "40\n1048576\n"
+
+
+def test_sigterm_lets_the_command_end_in_its_own_way(tmp_path: Path, loop: Loop) -> None:
+    order = shell(tmp_path, "polite", "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done")
+    loop.spawner.start(order)
+    until_file(Path(order.folder, "stdout.log"))
+    loop.spawner.stop("polite", 1, force=False)
+    (end,) = loop.ended(order)
+    assert end.code == 3
+    assert text(order, "stdout.log") == "ready\nbye\n"
+
+
+def test_force_ends_those_that_ignore_sigterm_and_a_grandchild_that_changed_session(tmp_path: Path, loop: Loop) -> None:
+    pids = tmp_path / "pids"
+    stubborn = STUBBORN.format(pids=pids)
+    order = shell(tmp_path, "tree", f"setsid sh -c \"{stubborn}\" & env -i setsid sh -c \"{stubborn}\" & {stubborn}")
+    loop.spawner.start(order)
+    loop.until(lambda: pids.exists() and len(pids.read_text().split()) == 3)
+    members = [int(pid) for pid in pids.read_text().split()]
+    loop.spawner.stop("tree", 1, force=False)
+    loop.turn(0.1)
+    assert all(map(lives, members))
+    loop.spawner.stop("tree", 1, force=True)
+    (end,) = loop.ended(order)
+    assert (end.code, end.signal) == (None, signal.SIGKILL)
+    assert not any(map(lives, members))
+    assert read_status(order.folder) == Status(None, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("escape", ["", "setsid "], ids=["in its session", "in a new session"])
+def test_a_double_fork_left_behind_at_a_normal_end_is_killed(tmp_path: Path, loop: Loop, escape: str) -> None:
+    pids = tmp_path / "pids"
+    leave = f"({escape}sh -c 'trap \"\" TERM HUP; echo $$ >{pids}; exec sleep 60' &) ; "
+    order = shell(tmp_path, "daemonizer", f"{leave} while ! [ -s {pids} ]; do :; done; exit 4")
+    loop.spawner.start(order)
+    (end,) = loop.ended(order)
+    assert end.code == 4
+    assert end.note == "1 left-over process was killed"
+    assert not lives(int(pids.read_text()))
+    assert not zombies()
+
+
+def test_an_orphan_of_one_run_is_not_killed_with_another(tmp_path: Path, loop: Loop) -> None:
+    pids = tmp_path / "pids"
+    first = shell(tmp_path, "first", f"(setsid sh -c 'echo $$ >{pids}; exec sleep 60' &); exec sleep 60")
+    loop.spawner.start(first)
+    until_file(pids)
+    second = shell(tmp_path, "second", "(setsid true &); exit 0")
+    loop.spawner.start(second)
+    loop.ended(second)
+    assert lives(int(pids.read_text()))
+    loop.spawner.stop("first", 1, force=True)
+    loop.ended(first)
+    assert not lives(int(pids.read_text()))
+    loop.spawner.housekeep(20_000)
+    loop.spawner.housekeep(40_000)
+    assert not zombies()
+
+
+def test_starting_twice_runs_once(tmp_path: Path, loop: Loop) -> None:
+    order = shell(tmp_path, "once", "echo began; sleep 0.2")
+    loop.spawner.start(order)
+    loop.spawner.start(order)
+    loop.ended(order)
+    loop.spawner.start(order)  # And again when it is over.
+    loop.until(lambda: len(loop.ends()) == 2)
+    assert text(order, "stdout.log") == "began\n"
+    assert [end.code for end in loop.ends()] == [0, 0]
+
+
+DAEMON = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from pathlib import Path
+from workers_loop import Loop, command, python, shell
+loop, home = Loop(), Path(sys.argv[1])
+"""
+
+
+def another_daemon(home: Path, text: str) -> subprocess.Popen[str]:
+    """A process with a spawner of its own."""
+    return subprocess.Popen([sys.executable, "-c", DAEMON + text, str(home)], stdout=subprocess.PIPE, text=True)
+
+
+def line_from(daemon: subprocess.Popen[str]) -> str:
+    assert daemon.stdout is not None
+    return daemon.stdout.readline()
+
+
+def kill_9(daemon: subprocess.Popen[str]) -> None:
+    daemon.kill()
+    daemon.wait()
+    assert daemon.stdout is not None
+    daemon.stdout.close()
+
+
+def test_two_daemons_that_start_the_same_runs_at_once_run_each_once(tmp_path: Path) -> None:
+    race = """
+orders = [shell(home, f"race-{i}", "echo $HERMESD_RUN >>all; exit 5") for i in range(20)]
+print("ready", flush=True); sys.stdin.readline()
+for order in orders: loop.spawner.start(order)
+print([end.code for end in loop.ended(*orders)], flush=True)
+"""
+    daemons = [subprocess.Popen([sys.executable, "-c", DAEMON + race, str(tmp_path)], text=True,
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]  # fmt: skip
+    for daemon in daemons:
+        line_from(daemon)
+    for daemon in daemons:
+        assert daemon.stdin is not None
+        daemon.stdin.write("\n")
+        daemon.stdin.flush()
+    told = [daemon.communicate()[0].strip() for daemon in daemons]
+    assert told == [str([5] * 20)] * 2
+    assert sorted((tmp_path / "all").read_text().split()) == sorted(f"race-{i}" for i in range(20))
+
+
+def test_a_run_survives_its_daemon_and_is_adopted_by_the_next(tmp_path: Path, loop: Loop) -> None:
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    order = shell(tmp_path, "survivor", f"echo one; read _ <{go}; echo two; exit 6")
+    daemon = another_daemon(tmp_path, f"""
+order = shell(home, "survivor", "echo one; read _ <{go}; echo two; exit 6")
+loop.spawner.start(order); began = loop.began(order)
+print(began.pid, began.started, flush=True); loop.turn(60)
+""")  # fmt: skip
+    pid, started = map(int, line_from(daemon).split())
+    until_file(Path(order.folder, "stdout.log"))
+    kill_9(daemon)
+    assert identity.alive(pid, started)
+    loop.spawner.resume(order, pid, started)
+    assert loop.began(order) == Began("survivor", 1, pid, started)
+    go.write_text("\n")
+    (end,) = loop.ended(order)
+    assert end == Ended("survivor", 1, 6)
+    assert text(order, "stdout.log") == "one\ntwo\n"
+
+
+def test_a_run_that_ended_while_no_daemon_lived_keeps_its_status(tmp_path: Path, loop: Loop) -> None:
+    daemon = another_daemon(tmp_path, """
+loop.spawner.start(shell(home, "unseen", "read _ <go; exit 9")); print(flush=True); loop.turn(60)
+""")  # fmt: skip
+    os.mkfifo(tmp_path / "go")
+    line_from(daemon)
+    order = shell(tmp_path, "unseen", "read _ <go; exit 9")
+    kill_9(daemon)
+    until_file(Path(order.folder, "claim"))
+    (tmp_path / "go").write_text("\n")
+    until_file(Path(order.folder, "status"))
+    loop.spawner.resume(order, None, None)
+    assert loop.ended(order) == [Ended("unseen", 1, 9)]
+
+
+def test_an_adopted_tree_is_stopped_whole(tmp_path: Path, loop: Loop) -> None:
+    pids = tmp_path / "pids"
+    text_ = STUBBORN.format(pids=pids)
+    daemon = another_daemon(tmp_path, f"""
+loop.spawner.start(shell(home, "adopted", "(setsid sh -c \\"{text_}\\" &) ; {text_}")); print(flush=True); loop.turn(60)
+""")  # fmt: skip
+    line_from(daemon)
+    loop.until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+    kill_9(daemon)
+    order = shell(tmp_path, "adopted", "")
+    loop.spawner.resume(order, None, None)
+    loop.began(order)
+    loop.spawner.stop("adopted", 1, force=True)
+    (end,) = loop.ended(order)
+    assert (end.code, end.signal) == (None, signal.SIGKILL)
+    assert not any(lives(int(pid)) for pid in pids.read_text().split())
+
+
+def test_a_run_whose_wrapper_was_killed_unseen_is_lost_and_its_tree_is_dead(tmp_path: Path, loop: Loop) -> None:
+    pids = tmp_path / "pids"
+    daemon = another_daemon(tmp_path, f"""
+order = shell(home, "lost", "echo $$ >{pids}; exec sleep 60")
+loop.spawner.start(order); print(loop.began(order).pid, flush=True); loop.turn(60)
+""")  # fmt: skip
+    wrapper = int(line_from(daemon))
+    until_file(pids)
+    kill_9(daemon)
+    os.kill(wrapper, signal.SIGKILL)
+    order = shell(tmp_path, "lost", "")
+    loop.until(lambda: not lives(wrapper))
+    loop.spawner.resume(order, wrapper, None)
+    (end,) = loop.ended(order)
+    assert (end.code, end.signal) == (None, None)
+    assert end.note == "nobody saw how it ended; 1 left-over process was killed"
+    assert not lives(int(pids.read_text()))
+
+
+def test_a_granted_run_that_never_began_begins_on_resume(tmp_path: Path, loop: Loop) -> None:
+    order = shell(tmp_path, "late", "exit 3")
+    loop.spawner.resume(order, None, None)
+    assert loop.ended(order)[0].code == 3
+
+
+def test_another_process_with_the_same_pid_is_not_taken_for_ours(tmp_path: Path, loop: Loop) -> None:
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        order = command(tmp_path, "reused", "true")
+        Path(order.folder).mkdir(parents=True)
+        take_claim(order.folder, str(stranger.pid))
+        worker = command(tmp_path, "reused-worker", "true")
+        Path(worker.folder).mkdir(parents=True)
+        take_claim(worker.folder, f"{stranger.pid} 1")
+        loop.spawner.resume(order, stranger.pid, identity.start_time(stranger.pid))
+        loop.spawner.resume(worker, stranger.pid, 1)
+        assert [end.code for end in loop.ended(order, worker)] == [None, None]
+        loop.spawner.stop("reused", 1, force=True)
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_a_claim_cut_off_by_a_crash_is_lost_unless_its_process_lives(tmp_path: Path, loop: Loop) -> None:
+    order = command(tmp_path, "torn", "true")
+    Path(order.folder).mkdir(parents=True)
+    Path(order.folder, "claim").touch()
+    loop.spawner.resume(order, None, None)
+    (end,) = loop.ended(order)
+    assert (end.code, end.signal) == (None, None)
+
+
+def test_a_full_disk_at_the_claim_is_no_success(tmp_path: Path, loop: Loop) -> None:
+    order = command(tmp_path, "full", "true")
+    Path(order.folder).mkdir(parents=True)
+    Path(order.folder, "claim").symlink_to("/dev/full")
+    loop.spawner.start(order)
+    (end,) = loop.ended(order)
+    assert end.code != 0
+
+
+def test_status_files_are_written_once_and_torn_ones_do_not_count(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    assert read_claim(folder) is None
+    assert take_claim(folder, "12 34")
+    assert not take_claim(folder, "56 78")
+    assert read_claim(folder) == (12, 34, False)
+    assert write_status(folder, Status(None, 9))
+    assert not write_status(folder, Status(0, None))
+    assert read_status(folder) == Status(None, 9)
+    (tmp_path / "status").write_text("")
+    assert read_status(folder) is None
+    (tmp_path / "status").write_text("13")
+    assert read_status(folder) is None
+
+
+def test_two_hundred_at_once_end_truly_and_leave_nothing(tmp_path: Path, loop: Loop) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    orders = [shell(tmp_path, f"many-{i}", f"read _ <{tmp_path}/go; exit {i % 100}") for i in range(200)]
+    os.mkfifo(tmp_path / "go")
+    for order in orders:
+        loop.spawner.start(order)
+    gate = os.open(tmp_path / "go", os.O_RDWR)
+    os.write(gate, b"\n" * 200)
+    ends = loop.ended(*orders)
+    os.close(gate)
+    assert [end.code for end in ends] == [i % 100 for i in range(200)]
+    assert len(loop.ends()) == 200
+    assert not zombies()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_close_leaves_runs_alone(tmp_path: Path) -> None:
+    first = Loop()
+    order = shell(tmp_path, "left", "exec sleep 60")
+    first.spawner.start(order)
+    began = first.began(order)
+    until_file(Path(order.folder, "claim"))
+    first.close()
+    assert identity.alive(began.pid, began.started)
+    second = Loop()
+    second.spawner.resume(order, began.pid, began.started)
+    second.began(order)
+    second.spawner.stop("left", 1, force=True)
+    assert second.ended(order)[0].signal == signal.SIGKILL
+    second.close()
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(began.pid, 0)
