@@ -306,9 +306,13 @@ def call(home: Path, verb: str, args: Mapping[str, Json], timeout_s: float = 30.
     deadline_s = time.monotonic() + timeout_s
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
         try:
-            peer.settimeout(timeout_s)
+            # While the daemon is behind with accepting, a socket with Python's timeout is refused at once; one that
+            # blocks waits its turn, for as long as the kernel is told.
+            seconds, part = divmod(timeout_s, 1)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(part * 1e6) + 1))
             with _address(home) as address:
                 peer.connect(address)
+            peer.settimeout(max(deadline_s - time.monotonic(), 0.001))
             # Refused at the door: the reason is there to be read.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 peer.sendall(line)
@@ -326,7 +330,7 @@ def call(home: Path, verb: str, args: Mapping[str, Json], timeout_s: float = 30.
                 f"no daemon is running in {home}. Start it with `hermesd run` (or `hermesd service install`), "
                 "or name another home with --home."
             ) from error
-        except TimeoutError as error:
+        except (TimeoutError, BlockingIOError) as error:
             raise CallFailed(
                 "timeout", f"no answer from the daemon in {home} within {timeout_s:g} s.", "See `hermesd status`."
             ) from error

@@ -38,6 +38,7 @@ import orjson
 from daemon.ports import Clock, Json
 from daemon.workers import identity
 from ledger.instant import Now, text_of
+from policies.foreign import SeenLease
 
 KEY = re.compile(r"[A-Za-z0-9._:/@-]{1,120}")
 UNKNOWN = "unknown"
@@ -133,9 +134,12 @@ class LeaseFolder:
         self._known: dict[str, tuple[tuple[int, int, int], _Lease | _Broken]] = {}
         self._overdue: dict[str, tuple[int, int, int]] = {}  # key -> token, deadline, when we noticed
 
-    def seen(self) -> list[Held]:
+    def seen(self) -> list[SeenLease]:
         """The keys that are not ours to grant, sorted."""
-        return [held for held in self.held() if held.foreign]
+        return [
+            SeenLease(held.key, held.holder, held.until_boot_ms or 0, held.note)
+            for held in self.held() if held.foreign
+        ]  # fmt: skip
 
     def held(self) -> list[Held]:
         """Every key that somebody holds, the daemon of this home included, sorted."""
@@ -146,7 +150,7 @@ class LeaseFolder:
         found = [self._held(lease, now) for name in names if (lease := self._read(name)) is not None]
         return sorted((held for held in found if held is not None), key=lambda held: held.key)
 
-    def publish(self, key: str, holder: str, token: int) -> Held | None:
+    def publish(self, key: str, holder: str, token: int) -> str | None:
         """Tell others that this daemon granted the key. None, or who holds it: then nothing was written."""
         with self._guard():
             return self._publish(key, holder, token)
@@ -158,20 +162,16 @@ class LeaseFolder:
             if isinstance(lease, _Lease) and not lease.foreign and lease.token == token:
                 self._remove(key)
 
-    def sync(self, ours: Mapping[str, tuple[str, int]]) -> list[Held]:
-        """Make the daemon's files say exactly `ours` (key -> holder, token). Returns who holds keys of ours: none of
-        those files were touched."""
-        conflicts = []
+    def sync(self, ours: Mapping[str, tuple[str, int]]) -> None:
+        """Make the daemon's files say exactly `ours` (key -> holder, token). Files of others are left alone, also where
+        they hold a key of ours: `seen` tells of them."""
         with self._guard():
             for name in os.listdir(self.path):
                 lease = self._read(name) if name.endswith(".json") and not name.startswith(".") else None
                 if isinstance(lease, _Lease) and not lease.foreign and lease.key not in ours:
                     self._remove(lease.key)
             for key, (holder, token) in sorted(ours.items()):
-                conflict = self._publish(key, holder, token)
-                if conflict is not None:
-                    conflicts.append(conflict)
-        return conflicts
+                self._publish(key, holder, token)
 
     def acquire(self, key: str, holder: str, ttl_ms: int, *, mine: bool = True) -> int | Held:
         """Take the key for somebody beside the daemon: the token, or who holds it.
@@ -220,12 +220,12 @@ class LeaseFolder:
                 "Find it with `fuser` or `lsof` and end it; do not remove the file."
             ) from error
 
-    def _publish(self, key: str, holder: str, token: int) -> Held | None:
+    def _publish(self, key: str, holder: str, token: int) -> str | None:
         now = self._clock.now()
         lease = self._read(file_name(key))
         held = self._held(lease, now) if lease is not None else None
         if held is not None and held.foreign:
-            return held
+            return held.holder
         me = self._me
         ours = _Lease(
             key, holder, token, text_of(now.wall_ms), None, self._clock.boot_id, None, None,

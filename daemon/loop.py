@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from daemon.order import Surroundings, Unfillable, order_of, task_of
+from daemon.order import Surroundings, Unfillable, order_of, task_to_check
 from daemon.ports import Began, Clock, CommandTask, Ended, InferenceTask, PythonTask, Report, SpawnError, Spawner
 from ledger.artifacts import Artifacts
 from ledger.disk import Disk
@@ -23,14 +23,14 @@ from ledger.record import Draft, Record
 from ledger.segment import Writer
 from policies import adoption, foreign
 from policies.agenda import Agenda
-from policies.decision import Plan, decide
+from policies.decision import decide
 from policies.job import Job as Spec
 from policies.outcome import judge
 from policies.policy import SchedulingPolicy
 from policies.question import ask
 from policies.reaction import finished, overdue_ms, react
 from policies.request import Declined, accept
-from policies.survey import survey
+from policies.survey import Candidate
 from state import views
 from state.events import draft
 from state.graph import OVER, WITH_PROCESS, Graph, Run
@@ -40,6 +40,8 @@ Json = Any
 
 VIEW_EVERY_MS = 250
 RETRY_WHEN_FULL_MS = 5_000
+LOOK_AT_LEASES = frozenset({"leases", "timer", "start", "clock", "housekeeping"})
+"""Reasons to read the lease files again. The last two, because a holder that is killed changes no file."""
 
 
 class Request(Protocol):
@@ -196,7 +198,10 @@ class Loop:
             self._adopt_policy(now)
         if reasons & {"jobs", "reload"}:
             self._adopt_jobs(now)
-        if reasons & {"leases", "timer", "start"}:
+        for name, attempt, token, key, holder in self._refused:
+            data = {"run": name, "attempt": attempt, "token": token, "key": key, "holder": holder}
+            self._stage(draft("lease.refused", f"run/{name}", data), now)
+        if self._refused or reasons & LOOK_AT_LEASES:
             for event in foreign.changes(self.graph, self.doors.leases.seen(), now.boot_ms):
                 self._stage(event, now)
         if "housekeeping" in reasons and self.graph.active:
@@ -209,16 +214,13 @@ class Loop:
 
     def _plan(self, now: Now) -> None:
         """Ask the planner, and stage its answer if it has one."""
-        plan = Plan((), {}, "", more=True)
-        while plan.more:
+        more = True
+        while more:
             question = ask(self.graph, self.agenda, self.policy, now.wall_ms)
-            found = survey(question)
-            for candidate in found.candidates:
-                if problem := self._preflight(candidate):
-                    question.preflight[candidate.run] = problem
-            plan = decide(question, found)
+            plan = decide(question, check=self._preflight)
             if not plan.decisions:
                 return
+            more = plan.more
             data = {
                 "tick": self.graph.here.tick + 1,
                 "wall_ms": now.wall_ms,
@@ -230,11 +232,11 @@ class Loop:
             }
             self._stage(draft("plan.decided", f"plan/{data['tick']}", data), now)
 
-    def _preflight(self, candidate: Any) -> str:
+    def _preflight(self, candidate: Candidate) -> str:
         if candidate.spec.get("kind") == "agent":
             return ""  # Its steps are checked one by one, when they could start.
         try:
-            task, env, _ = task_of(
+            task, env = task_to_check(
                 self.around, self.graph, candidate.run, candidate.attempt, candidate.spec, candidate.parent
             )
         except Unfillable as error:
@@ -341,9 +343,6 @@ class Loop:
 
     def _take_reports(self, now: Now) -> None:
         self._reports += self.doors.spawner.collect()
-        for name, attempt, token, key, holder in self._refused:
-            data = {"run": name, "attempt": attempt, "token": token, "key": key, "holder": holder}
-            self._stage(draft("lease.refused", f"run/{name}", data), now)
         for name, attempt, why in self._unstarted:
             self._finish(name, Ended(name, attempt, None), now, unstarted=why)
         for report in self._reports:

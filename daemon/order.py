@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,16 @@ def task_of(
         env[variable + "_RESULT"] = str(ended / "result.json")
     cwd = _path(around, whole.get("cwd") or "")
     return _task(around, body, cwd, folder), env, dict(_limits(whole))
+
+
+def task_to_check(
+    around: Surroundings, graph: Graph, name: str, attempt: int, spec: Mapping[str, Json], parent: str
+) -> tuple[Task, dict[str, str]]:
+    """As `task_of`, for a look before the start: the attempt's own folder is not made yet, and the home stands for it."""
+    task, env, _ = task_of(around, graph, name, attempt, spec, parent)
+    if isinstance(task, CommandTask) and task.cwd == str(around.folder(name, attempt)):
+        task = replace(task, cwd=str(around.home))
+    return task, env
 
 
 def _task(around: Surroundings, body: Mapping[str, Json], cwd: str, folder: Path) -> Task:

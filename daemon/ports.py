@@ -12,7 +12,9 @@ Json = Any  # A JSON value. Kept apart from Any so that signatures say which is 
 
 
 class Clock(Protocol):
-    boot_id: str
+    @property
+    def boot_id(self) -> str:
+        """Changes with every start of the machine: CLOCK_BOOTTIME of two boots cannot be compared."""
 
     def now(self) -> Now: ...
 

@@ -24,15 +24,10 @@ from daemon.order import Surroundings, models_of
 from daemon.outputs import OutputFolder
 from daemon.system import OsDisk, SystemClock
 from daemon.wake import Waker
-from daemon.workers.identity import start_time
-try:
-    from daemon.workers.preflight import preflight
-except ImportError:
-    preflight = lambda t, e: None
+from daemon.workers.preflight import preflight
 from daemon.workers.spawner import PosixSpawner
 from ledger.segment import Writer
 from policies import adoption
-from policies.foreign import SeenLease
 from policies.job import Job
 from policies.policy import SchedulingPolicy, adopt
 
@@ -99,26 +94,6 @@ class PolicyFile:
         return self._good, ""
 
 
-class LeaseFiles:
-    """The lease folder as the loop sees it."""
-
-    def __init__(self, folder: LeaseFolder) -> None:
-        self._folder = folder
-
-    def seen(self) -> list[SeenLease]:
-        return [SeenLease(held.key, held.holder, held.until_boot_ms or 0, held.note) for held in self._folder.seen()]
-
-    def publish(self, key: str, holder: str, token: int) -> str | None:
-        held = self._folder.publish(key, holder, token)
-        return held.holder if held else None
-
-    def withdraw(self, key: str, token: int) -> None:
-        self._folder.withdraw(key, token)
-
-    def sync(self, ours: Mapping[str, tuple[str, int]]) -> None:
-        self._folder.sync(ours)
-
-
 def environment(settings: Settings) -> dict[str, str]:
     """The clean environment of every run: what the settings let through, and nothing else of the daemon's own."""
     given = {name: os.environ[name] for name in settings.environment if name in os.environ}
@@ -147,7 +122,7 @@ class Daemon:
             clock=self.clock,
             disk=OsDisk(home.path),
             spawner=self.spawner,
-            leases=LeaseFiles(LeaseFolder(home.leases, self.clock, me)),
+            leases=LeaseFolder(home.leases, self.clock, me),
             outputs=OutputFolder(home.runs),
             requests=self._requests,
             jobs=self._jobs,
@@ -157,11 +132,12 @@ class Daemon:
             set_timer=self.waker.set_timer,
             worker_deadline=self.spawner.next_deadline,
         )
+        host = socket.gethostname()
         started = {
             "version": version(),
             "code": code_digest(),
             "python": platform.python_version(),
-            "host": socket.gethostname(),
+            "host": host,
             "boot_id": self.clock.boot_id,
             "pid": pid,
             "process_started": me.started or 0,
@@ -169,7 +145,7 @@ class Daemon:
             "tzdb": tzdb_version(),
         }
         writer = Writer(
-            host=started["host"], boot_id=self.clock.boot_id, pid=pid, started=me.started or 0, code=version()
+            host=host, boot_id=self.clock.boot_id, pid=pid, started=me.started or 0, code=version()
         )
         self.loop = Loop(doors, surroundings(home, self.settings), writer, started)
 
@@ -270,6 +246,3 @@ class Daemon:
 
 def _left(path: Path, request: Request) -> Asked:
     return Asked(request, answer=lambda _: done(path), fail=lambda *_: done(path))
-
-
-__all__ = ["Daemon", "start_time", "surroundings", "version"]

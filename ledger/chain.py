@@ -32,9 +32,9 @@ class Chain:
         self._segment: Segment | None = None
 
     def copy(self) -> Chain:
-        twin = Chain()
-        for name in self.__slots__:
-            setattr(twin, name, getattr(self, name))
+        twin = Chain.__new__(Chain)
+        twin.ledger_id, twin.number, twin.epoch, twin._segment = self.ledger_id, self.number, self.epoch, self._segment
+        twin.seq, twin.hash, twin.batch, twin.remaining = self.seq, self.hash, self.batch, self.remaining
         return twin
 
     def enter(self, segment: Segment) -> None:

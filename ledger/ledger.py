@@ -24,7 +24,7 @@ from ledger.watermark import EPOCH, HEAD, Watermark
 LOCK = "LOCK"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # fmt: off
-_NOT_LOCAL = frozenset((
+NOT_LOCAL = frozenset((
     "nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "9p", "afs", "coda", "ceph", "lustre", "gpfs", "beegfs",
     "glusterfs", "ocfs2", "gfs2", "virtiofs", "webdav", "afpfs", "fuse", "fuseblk", "osxfuse", "macfuse",
 ))
@@ -65,7 +65,7 @@ class Ledger:
         system unless `anywhere`; Full without room; OSError if the folder cannot be read or written.
         """
         kind = disk.file_system()
-        if not anywhere and kind.partition(".")[0] in _NOT_LOCAL:
+        if not anywhere and kind.partition(".")[0] in NOT_LOCAL:
             raise NotLocal(
                 f"the home lies on a {kind} file system, where a lock does not exclude and a sync does not keep; "
                 "choose a home on a local disk (--home DIR)"

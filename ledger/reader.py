@@ -54,8 +54,8 @@ class Walk:
     def __iter__(self) -> Iterator[Record]:
         chain = Chain()
         expected = {mark.seq: (file, mark) for file, mark in self._marks.items() if mark.seq}
-        begins = [segment.first_seq for segment in self._segments[1:]]
-        for segment, ends_before in list(zip(self._segments, [*begins, 0], strict=True))[self._start :]:
+        for index, segment in enumerate(self._segments[self._start :], self._start + 1):
+            ends_before = self._segments[index].first_seq if index < len(self._segments) else 0
             path = f"{self._folder}/{segment.name}"
             offset = 0
             batch: list[Record] = []
@@ -81,6 +81,7 @@ class Walk:
                         head = Head(record.seq - 1, predecessor(line))
                         place = Place(segment, offset, head, record.batch - 1)
                     batch.append(record)
+                    offset += len(line) + 1
                     continue
                 self._first_good = self._first_good or record.seq
                 if batch:
@@ -95,7 +96,7 @@ class Walk:
                 place = Place(segment, offset, Head(chain.seq, chain.hash), chain.batch)
             self.place, self.ledger_id = place, chain.ledger_id
             if not ends_before:
-                self._end(place, offset if why else place.offset, why)
+                self._end(place, offset, why)
             elif why or chain.seq + 1 != ends_before or chain.remaining:
                 why = why or f"the segment ends with seq {place.head.seq}; the next one begins with {ends_before}"
                 raise self._corrupt(segment, offset, why, place.head.seq)
@@ -222,10 +223,11 @@ class Tail:
             path = f"{self._folder}/{segment.name}"
             begin = begin if segment == first else 0
             follower = next((other for other in segments if other.number == segment.number + 1), None)
+            if follower is not None and chain.seq + 1 == follower.first_seq:
+                continue  # what a superseded writer may have added since is no part of the ledger
             chain = chain.copy()
             batch: list[Record] = []
             for offset, line in lines(self._disk, path, begin):
-                place = Place(segment, begin, Head(chain.seq, chain.hash), chain.batch)
                 try:
                     if chain.number == 0:
                         chain.adopt(line, segment)
@@ -233,11 +235,13 @@ class Tail:
                         chain.enter(segment)
                     batch.append(chain.take(line))
                 except Unsound as unsound:
-                    tail = self._disk.read(path, begin)
-                    if follower is None and not proof_of_more(place, tail, marks_in(self._disk, self._folder)):
+                    given = self._here[2]
+                    place = Place(segment, begin, Head(given.seq, given.hash), given.batch)
+                    marks, tail = marks_in(self._disk, self._folder), self._disk.read(path, begin)
+                    if follower is None and not proof_of_more(place, tail, marks):
                         return
-                    first_good = min(1, chain.seq)
-                    raise Corrupt(path, offset, str(unsound), first_good=first_good, last_good=chain.seq) from None
+                    first_good = min(1, given.seq)
+                    raise Corrupt(path, offset, str(unsound), first_good=first_good, last_good=given.seq) from None
                 if chain.remaining:
                     continue
                 if until is not None and chain.seq > until:

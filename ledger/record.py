@@ -99,6 +99,7 @@ def compose(draft: Draft, now: Now) -> tuple[bytes, str, dict[str, Any]]:
     Refused if JSON cannot carry the draft exactly, or if the line would be longer than LINE_BYTES_MAX.
     """
     ts = timestamp(now.wall_ns)
+    _refuse_fields(draft)
     data = draft.data if type(draft.data) is dict else dict(draft.data)
     fields: dict[str, Any] = {
         "ts": ts,
@@ -106,15 +107,14 @@ def compose(draft: Draft, now: Now) -> tuple[bytes, str, dict[str, Any]]:
         "type": draft.type,
         "tv": draft.tv,
         "subject": draft.subject,
-        "id": draft.id,
-        "cause": draft.cause,
-        "corr": draft.corr,
-        "data": data,
     }
-    for name in ("id", "cause", "corr"):
-        if fields[name] is None:
-            del fields[name]
-    _refuse_fields(draft)
+    if draft.id is not None:
+        fields["id"] = draft.id
+    if draft.cause is not None:
+        fields["cause"] = draft.cause
+    if draft.corr is not None:
+        fields["corr"] = draft.corr
+    fields["data"] = data
     try:
         text = dumps(fields)
         plain: dict[str, Any] = loads(text)["data"]
@@ -231,17 +231,20 @@ def _refuse_text(text: str, path: _Path) -> None:
 
 
 def _refuse_fields(draft: Draft) -> None:
-    for name, text in (("type", draft.type), ("subject", draft.subject), ("id", draft.id), ("corr", draft.corr)):
-        if text is None and name in ("id", "corr"):
-            continue
-        if not isinstance(text, str) or not text:
-            raise Refused(f"{name} of a {draft.type!r} event is {text!r}; it must be a text that is not empty")
-        _refuse_text(text, (None, name))
-    for name, number in (("tv", draft.tv), ("cause", draft.cause)):
-        if number is None and name == "cause":
-            continue
-        if type(number) is not int or not 0 < number < 2**63:
-            raise Refused(f"{name} of a {draft.type!r} event is {number!r}; it must be a positive integer")
+    if not (_is_text(draft.type) and _is_text(draft.subject)):
+        raise Refused(f"an event of type {draft.type!r} on {draft.subject!r}: both must be texts that are not empty")
+    if not ((draft.id is None or _is_text(draft.id)) and (draft.corr is None or _is_text(draft.corr))):
+        raise Refused(f"id {draft.id!r}, corr {draft.corr!r} of {draft.type!r}: each must be None or a text, not empty")
+    if not (type(draft.tv) is int and 0 < draft.tv < 2**63):
+        raise Refused(f"tv of {draft.type!r} is {draft.tv!r}; it must be a positive integer")
+    if not (draft.cause is None or (type(draft.cause) is int and 0 < draft.cause < 2**63)):
+        raise Refused(f"cause of {draft.type!r} is {draft.cause!r}; it must be None or the seq of a record")
+    if not isinstance(draft.data, Mapping):
+        raise Refused(f"data of {draft.type!r} is a {type(draft.data).__name__}; it must be a mapping")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _refuse_value(value: Any, path: _Path, depth: int) -> None:

@@ -80,7 +80,7 @@ def main(folder: Path) -> int:
         if name != "LOCK" or (folder / name).stat().st_size:
             report(name, 0, "the file is missing" if name == "EPOCH" else "this is no file of a ledger, or not empty")
     seen, before = {0: "0" * 32, "last": 0}, {"seq": 0, "h": "0" * 32, "b": 0, "n": 0, "ep": 0}
-    for name, after in zip(segments, [*segments[1:], ""], strict=True):
+    for name, after in zip(segments, [*segments[1:], ""], strict=False):
         before = check_segment(folder, name, before, int(after.split("-")[2][:16]) - 1 if after else 0, seen)
     for name, data in marks.items():
         try:

@@ -67,8 +67,8 @@ class _Pass:
         marks = [(file, mark) for file in (EPOCH, HEAD) if (mark := self._mark(file)) is not None]
         self._hashes = dict.fromkeys((mark.seq for _, mark in marks), "")
         segments = self._segments(self._disk.list(self._folder))
-        for segment, follower in zip(segments, [*segments[1:], None], strict=True):
-            self._segment(segment, follower)
+        for index, segment in enumerate(segments):
+            self._segment(segment, segments[index + 1] if index + 1 < len(segments) else None)
         for file, mark in marks:
             self._compare(file, mark, segments)
         if not segments and not marks:

@@ -6,12 +6,13 @@ form. The group digests are recorded beside it, so that two plans that differ na
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from policies.admission import Admission
 from policies.question import GROUPS, Question, digest
-from policies.survey import Survey, survey
+from policies.survey import Candidate, Survey, survey
 
 Json = Any
 
@@ -26,27 +27,53 @@ class Plan:
     """There was more to decide than one plan holds: ask again at once."""
 
 
-def decide(question: Question, surveyed: Survey | None = None) -> Plan:
-    """The answer. `surveyed` is this question's survey where the caller has it already."""
-    found = surveyed or survey(question)
-    bound = question.policy.max_decisions_per_plan
-    decisions = found.settled[:bound]
-    more = found.more or len(found.settled) > bound
-    admission = Admission(question)
-    token = question.tokens
-    if len(found.settled) <= bound:
-        for candidate in found.candidates:
-            if len(decisions) >= bound:
-                more = True
-                break
-            verdict, rule, reason = admission.verdict(candidate)
-            if verdict == "started":
-                token += 1
-                keys = list(candidate.spec.get("leases", ()))
-                decisions.append(candidate.decided(verdict, rule, reason, token=token, leases=keys))
-            elif verdict == "blocked" or rule != candidate.rule:
-                # One that waits by the same rule as before is no news.
-                decisions.append(candidate.decided(verdict, rule, reason))
+NOTHING = Plan((), {}, "", more=False)
+
+
+def decide(
+    question: Question, found: Survey | None = None, check: Callable[[Candidate], str] = lambda candidate: ""
+) -> Plan:
+    """The answer. NOTHING if there is none to record: then nothing was hashed, since an idle look must cost little.
+
+    `found` is this question's survey where the caller has it already. `check` is asked, once for each run that would
+    start and that the question says nothing of, why it cannot start here ("" if it can); what it says becomes part of
+    the question, and the answer is made anew.
+    """
+    found = found or survey(question)
+    checked: set[str] = set(question.preflight)
+    while True:
+        decisions, more, starting = _choose(question, found)
+        unchecked = [candidate for candidate in starting if candidate.run not in checked]
+        problems = {candidate.run: problem for candidate in unchecked if (problem := check(candidate))}
+        checked |= {candidate.run for candidate in unchecked}
+        question.preflight.update(problems)
+        if not problems:
+            break
+    if not decisions:
+        return NOTHING
     inputs = {group: digest(value) for group, value in question.groups().items()}
     assert tuple(inputs) == GROUPS
     return Plan(tuple(decisions), inputs, digest({"inputs": inputs, "answer": decisions}), more)
+
+
+def _choose(question: Question, found: Survey) -> tuple[list[dict[str, Json]], bool, list[Candidate]]:
+    """The decisions, whether there are more than one plan holds, and the candidates that start."""
+    bound = question.policy.max_decisions_per_plan
+    decisions = found.settled[:bound]
+    if len(found.settled) > bound:
+        return decisions, True, []
+    admission, token = Admission(question), question.tokens
+    starting: list[Candidate] = []
+    for candidate in found.candidates:
+        if len(decisions) >= bound:
+            return decisions, True, starting
+        verdict, rule, reason = admission.verdict(candidate)
+        if verdict == "started":
+            token += 1
+            keys = list(candidate.spec.get("leases", ()))
+            decisions.append(candidate.decided(verdict, rule, reason, token=token, leases=keys))
+            starting.append(candidate)
+        elif verdict == "blocked" or rule != candidate.rule:
+            # One that waits by the same rule as before is no news.
+            decisions.append(candidate.decided(verdict, rule, reason))
+    return decisions, found.more, starting

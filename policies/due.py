@@ -140,13 +140,15 @@ def _next_shown(expression: cron.Cron, zone: ZoneInfo, after_ms: int) -> int | N
     while from_ms < horizon_ms:
         offset = offset_ms(zone, from_ms)
         end_ms = from_ms + _DAY_MS
-        if offset_ms(zone, end_ms) != offset:
+        jumps = offset_ms(zone, end_ms) != offset
+        if jumps:
             end_ms = change_ms(zone, from_ms, end_ms)
         reading = expression.next_wall_ms(from_ms + offset)
         if reading is None:
             return None
         if reading - offset < end_ms:
             return reading - offset
-        # Nothing matches between here and `reading`, and no offset is more than two days from any other.
-        from_ms = max(end_ms, reading - offset - 2 * _DAY_MS)
+        # No clock goes back by more than a day, so after a day without a jump the wall never again shows a reading from
+        # before `from_ms`: nothing matches until `reading`, which no offset moves by more than two days.
+        from_ms = end_ms if jumps else max(end_ms, reading - offset - 2 * _DAY_MS)
     return None

@@ -7,7 +7,18 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema, core_schema
 
 from policies.fault import BadValue
 from policies.quantity import DURATION_PATTERN, parse_duration, parse_size
@@ -56,8 +67,19 @@ def _text(value: Any) -> Any:
     return value
 
 
-def one_or_more(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+class OneOrMore:
+    """Lets a list of one be written as its only item."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._listed, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        several = handler(schema)
+        return {"anyOf": [several["items"], several]}
+
+    @staticmethod
+    def _listed(value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 def in_order(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -107,13 +129,14 @@ def named(pattern: str, example: str) -> AfterValidator:
 
 
 JOB_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
-_DURATION_SCHEMA = WithJsonSchema({"type": "string", "pattern": f"^(0|{DURATION_PATTERN})$", "examples": ["1h30m"]})
+DURATION_FORMAT = "duration-text"
+_DURATION_SCHEMA = WithJsonSchema({"type": "string", "format": DURATION_FORMAT, "pattern": f"^(0|{DURATION_PATTERN})$"})
 _SIZE_SCHEMA = WithJsonSchema({"type": ["string", "integer"], "minimum": 0, "examples": ["2GiB"]})
 
 Duration = Annotated[int, BeforeValidator(_duration), _DURATION_SCHEMA]
 Size = Annotated[int, BeforeValidator(_size), _SIZE_SCHEMA]
-Text = Annotated[str, BeforeValidator(_text)]
-Words = Annotated[tuple[Text, ...], BeforeValidator(one_or_more)]
+Text = Annotated[str, BeforeValidator(_text, json_schema_input_type=str | int)]
+Words = Annotated[tuple[Text, ...], OneOrMore()]
 Zone = Annotated[str, AfterValidator(_zone_name)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 JobName = Annotated[str, named(JOB_NAME, "nightly-report")]

@@ -23,14 +23,17 @@ class SeenLease(NamedTuple):
 
 
 def changes(graph: Graph, seen: Iterable[SeenLease], boot_ms: int) -> list[Draft]:
-    """Events for what has changed since the graph was last told. A renewed lease is news: its end has moved."""
+    """Events for what has changed since the graph was last told.
+
+    A holder renews its lease again and again: that is news only once the end the graph knows has passed.
+    """
     now = {lease.key: lease for lease in seen}
     drafts = []
     for key, lease in sorted(now.items()):
         known = graph.leases.get(key)
         if known is not None and not known.foreign:
             continue  # Ours by an earlier grant: the file of another cannot have been taken while we held it.
-        if known is None or (known.holder, known.expires_boot_ms) != (lease.holder, lease.expires_boot_ms):
+        if known is None or known.holder != lease.holder or 0 < known.expires_boot_ms <= boot_ms:
             drafts.append(draft("lease.seen", f"lease/{key}", lease._asdict()))
     for key, lease_node in sorted(graph.leases.items()):
         if lease_node.foreign and key not in now:

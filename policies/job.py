@@ -33,11 +33,13 @@ from ledger.instant import ms_of, text_of
 from policies.dependency import depths, loops
 from policies.fault import BadValue, Fault, meant
 from policies.field import (
+    DURATION_FORMAT,
     Duration,
     JobName,
     Json,
     LeaseKey,
     Number,
+    OneOrMore,
     Size,
     Spec,
     StepName,
@@ -50,8 +52,8 @@ from policies.field import (
     in_order,
     json_value,
     named,
-    one_or_more,
 )
+from policies.quantity import duration_text
 from policies.schedule import SCHEDULES, AnySchedule, Zoned
 from policies.template import Reference, references
 from policies.zone import first_instant_ms, wall_ms_of, zone_named
@@ -80,6 +82,10 @@ def _call(value: str) -> str:
     return value
 
 
+# Files in the run's folder that are kept as artifacts once the run has ended.
+Outputs = Annotated[tuple[Annotated[str, AfterValidator(_inside)], ...], OneOrMore(), AfterValidator(each_once)]
+
+
 class Needs(Spec):
     """What a run takes up while it lives; the machine's whole is shared out. 0 is nothing to speak of."""
 
@@ -102,9 +108,10 @@ class Retry(Spec):
     backoff: Literal["fixed", "exponential"] = "exponential"
     base_ms: Duration = Field(default=10_000, alias="base")
     max_ms: Duration = Field(default=300_000, alias="max")
-    on: Annotated[
-        tuple[Literal["exit", "timeout", "lost"], ...], BeforeValidator(one_or_more), AfterValidator(in_order)
-    ] = ("exit", "timeout")
+    on: Annotated[tuple[Literal["exit", "timeout", "lost"], ...], OneOrMore(), AfterValidator(in_order)] = (
+        "exit",
+        "timeout",
+    )
     idempotent: StrictBool = False
 
     @model_validator(mode="after")
@@ -196,7 +203,7 @@ class InferenceBody(Body):
     top_p: Number = Field(default=1.0, gt=0, le=1)
     top_k: StrictInt = Field(default=0, ge=0)  # 0 is no bound
     seed: StrictInt = Field(default=0, ge=0, lt=2**63)
-    stop: Annotated[tuple[str, ...], BeforeValidator(one_or_more)] = ()
+    stop: Annotated[tuple[str, ...], OneOrMore()] = ()
     device: Annotated[str, named(r"auto|cpu|mps|cuda(:\d{1,3})?", "cuda:0")] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["none", "bnb-8bit", "bnb-4bit"] = "none"
@@ -215,8 +222,9 @@ class Step(Spec):
     """One node of an agent's graph. It starts when all of `after` have succeeded."""
 
     name: StepName
-    after: Annotated[tuple[StepName, ...], BeforeValidator(one_or_more), AfterValidator(in_order)] = ()
-    timeout_ms: Duration | None = Field(default=None, alias="timeout")
+    after: Annotated[tuple[StepName, ...], OneOrMore(), AfterValidator(in_order)] = ()
+    timeout_ms: Duration | None = Field(default=None, alias="timeout", ge=1)
+    outputs: Outputs = ()
 
 
 class CommandStep(CommandBody, Step):
@@ -277,6 +285,13 @@ class AgentBody(Body):
                         f"step {step.name!r} uses the output of {found.step!r} but does not wait for it",
                         f"Add {found.step} to its `after`",
                     )
+            if isinstance(step, CommandStep) and any(
+                found.output in ("text", "result") for found in references(step.shell)
+            ):
+                raise BadValue(
+                    f"step {step.name!r} puts an earlier step's output into a shell text, where it could be a command",
+                    "Use {{ steps.NAME.file }} there, or pass the output through argv or stdin",
+                )
         return self
 
 
@@ -285,10 +300,10 @@ class Job(Body):
 
     name: JobName
     description: str = ""
-    tags: Annotated[tuple[TagName, ...], BeforeValidator(one_or_more), AfterValidator(in_order)] = ()
+    tags: Annotated[tuple[TagName, ...], OneOrMore(), AfterValidator(in_order)] = ()
     schedule: AnySchedule
     priority: StrictInt = Field(default=50, ge=0, le=100)
-    leases: Annotated[tuple[LeaseKey, ...], BeforeValidator(one_or_more), AfterValidator(in_order)] = ()
+    leases: Annotated[tuple[LeaseKey, ...], OneOrMore(), AfterValidator(in_order)] = ()
     needs: Needs = Needs()
     overlap: Literal["skip", "allow_all"] = "skip"
     missed: Missed = Missed()
@@ -300,9 +315,7 @@ class Job(Body):
     env: dict[VariableName, Text] = Field(default_factory=dict)
     cwd: Text | None = None
     limits: Limits = Limits()
-    outputs: Annotated[
-        tuple[Annotated[str, AfterValidator(_inside)], ...], BeforeValidator(one_or_more), AfterValidator(each_once)
-    ] = ()
+    outputs: Outputs = ()
     keep: Keep = Keep()
 
     _steps_known: ClassVar[bool] = False
@@ -368,6 +381,14 @@ class InferenceJob(InferenceBody, Job):
 class AgentJob(AgentBody, Job):
     _steps_known: ClassVar[bool] = True
 
+    @model_validator(mode="after")
+    def _outputs_of_steps(self) -> Self:
+        if self.outputs:
+            raise BadValue(
+                "an agent's steps write its files, not the agent", "Put `outputs` on the step that writes them"
+            )
+        return self
+
 
 AnyJob = Annotated[
     Annotated[CommandJob, Tag("<command>")]
@@ -412,6 +433,10 @@ def json_schema() -> dict[str, Json]:
     """What `jobs/*.yaml` may hold: one job or a list of them."""
     one = TypeAdapter[Any](AnyJob).json_schema(by_alias=True, mode="validation")
     definitions = one.pop("$defs", {})
+    for definition in definitions.values():
+        for entry in definition.get("properties", {}).values():
+            if entry.get("format") == DURATION_FORMAT and isinstance(entry.get("default"), int):
+                entry["default"] = duration_text(entry["default"])
     definitions["Job"] = one
     job = {"$ref": "#/$defs/Job"}
     return {
@@ -468,6 +493,8 @@ def _fault(model: type[BaseModel], detail: ErrorDetails) -> Fault:
         return Fault(path, "the field 'kind' is missing", f"A step is of kind {_STEP_KINDS}")
     if kind in ("model_type", "dict_type", "union_tag_not_found"):
         return Fault(path, f"a mapping of fields belongs here, not {_type_name(given)}")
+    if kind == "too_short":
+        return Fault(path, "the list is empty", "Give at least one")
     if kind == "bool_type":
         return Fault(path, f"{_shown(given)} is neither true nor false", "Write true or false, without quotes")
     if kind == "tuple_type":

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from policies import cron
 from policies.fault import BadValue, meant
-from policies.field import Duration, JobName, Spec, Text, Zone, default_zone, in_order, one_or_more
+from policies.field import Duration, JobName, OneOrMore, Spec, Text, Zone, default_zone, in_order
 from policies.zone import gap_at, wall_ms_of, wall_text, zone_named
 
 
@@ -81,7 +81,7 @@ class AtSchedule(Zoned):
 class AfterSchedule(Schedule):
     """When each of these jobs has ended as `when` says, once for each time they have."""
 
-    after: Annotated[tuple[JobName, ...], BeforeValidator(one_or_more), AfterValidator(in_order), Field(min_length=1)]
+    after: Annotated[tuple[JobName, ...], OneOrMore(), AfterValidator(in_order), Field(min_length=1)]
     when: Literal["success", "failure", "any"] = "success"
 
 

@@ -31,7 +31,7 @@ _SECTOR_BYTES = 512
 
 
 class PowerCut(BaseException):
-    """The machine is dead from this operation on, until `SimDisk.crash`. Not an Exception: no code may survive it."""
+    """Nothing works from here on, until `SimDisk.crash` or `kill`. Not an Exception: no code may survive it."""
 
 
 def _error(number: int, path: str) -> OSError:
@@ -127,11 +127,15 @@ class SimDisk:
         """PowerCut at the `operation`-th operation, before it took effect or after."""
         self._cut_at = (operation, after)
 
-    def crash(self) -> None:
-        """The power goes and comes back: see the module's head."""
+    def kill(self) -> None:
+        """The process dies and the machine lives on: locks are released, open files dead, and nothing is lost yet."""
         self._cut_at, self._dead = None, False
         self._life += 1
         self._locks.clear()
+
+    def crash(self) -> None:
+        """The power goes and comes back: see the module's head."""
+        self.kill()
         names = {
             name: (self._shown if self._chance.random() < 0.5 else self._held)
             for name in sorted({*self._shown, *self._held})
@@ -144,6 +148,12 @@ class SimDisk:
         for file in {id(file): file for file in after.values() if file is not None}.values():
             file.crash(self._chance)
         self._shown, self._held = after, dict(after)
+
+    def die(self) -> None:
+        """The process that uses the disk is killed, the machine goes on: locks and open files go, no byte does."""
+        self._cut_at, self._dead = None, False
+        self._life += 1
+        self._locks.clear()
 
     def corrupt(self, path: str, data: bytes) -> None:
         """Put `data` in the file's place, in the cache and on the device: rot, or a person with an editor."""

@@ -57,19 +57,17 @@ class Expression:
         self.hours = _values(self.hour, 0, 23)
         self.months = _values(self.month, 1, 12, _MONTHS)
         self.repeats = (
-            self.minute.startswith("*")
-            or self.hour.startswith("*")
-            or len(self.minutes) == 60
-            or len(self.hours) == 24
+            self.minute.startswith("*") or self.hour.startswith("*") or len(self.minutes) == 60 or len(self.hours) == 24
         )
         self._dates: dict[tuple[int, int, int], bool] = {}
 
     def matches(self, wall: datetime) -> bool:
-        if wall.minute not in self.minutes or wall.hour not in self.hours or wall.month not in self.months:
-            return False
+        return wall.minute in self.minutes and wall.hour in self.hours and self.matches_date(wall)
+
+    def matches_date(self, wall: datetime) -> bool:
         date = (wall.year, wall.month, wall.day)
         if date not in self._dates:
-            self._dates[date] = self._date_matches(*date)
+            self._dates[date] = wall.month in self.months and self._date_matches(*date)
         return self._dates[date]
 
     def _date_matches(self, year: int, month: int, day: int) -> bool:
@@ -107,6 +105,10 @@ def slots(text: str, zone: str, after: datetime, until: datetime, limit: int = 1
     shown: set[datetime] = set()
     wall = _reading(moment, place)
     while moment < until and len(found) < limit:
+        if not any(expression.matches_date(wall + timedelta(days=days)) for days in range(-2, 4)):
+            moment += timedelta(days=1)  # No slot is near; this only saves the reader's time.
+            wall = _reading(moment, place)
+            continue
         moment += MINUTE
         earlier, wall = wall, _reading(moment, place)
         due = expression.matches(wall)

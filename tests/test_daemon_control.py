@@ -77,8 +77,8 @@ def start(home: Path) -> Iterator[Callable[..., Daemon]]:
 
 def connect(home: Path) -> socket.socket:
     peer = socket.socket(socket.AF_UNIX)
-    peer.settimeout(10)
     peer.connect(str(home / "hermesd.sock"))
+    peer.settimeout(10)
     return peer
 
 
@@ -244,6 +244,33 @@ def test_silent_clients_make_room_for_those_who_ask(home: Path, start: Callable[
     silent = [connect(home) for _ in range(control.CONNECTIONS_MAX + 20)]
     assert call(home, "status", {}) == {"verb": "status"}
     assert silent[0].recv(1) == b""  # the one that was silent longest was hung up on
+
+
+def test_callers_wait_their_turn_while_the_daemon_does_not_accept(home: Path) -> None:
+    waker = Waker()
+    server = ControlServer(home, waker)
+    early = []
+    try:
+        while True:
+            peer = socket.socket(socket.AF_UNIX)
+            early.append(peer)
+            peer.setblocking(False)
+            peer.connect(str(home / "hermesd.sock"))
+    except BlockingIOError:
+        pass
+    with pytest.raises(CallFailed) as failure:
+        call(home, "status", {}, timeout_s=0.05)
+    assert failure.value.code == "timeout"
+    answers = []
+    caller = threading.Thread(target=lambda: answers.append(call(home, "status", {})))
+    caller.start()
+    while not (asked := server.requests()):
+        waker.wait()
+    echo(asked[0])
+    caller.join()
+    assert answers == [{"verb": "status"}]
+    server.close()
+    waker.close()
 
 
 def test_beyond_the_limit_of_waiting_clients_the_next_is_told(home: Path, start: Callable[..., Daemon]) -> None:

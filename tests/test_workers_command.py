@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from workers_loop import PATH, ROOT, Loop, command, lives, shell, text, until_file, zombies
+from workers_loop import PATH, ROOT, Loop, command, lives, shell, text, until_file
 
 from daemon.ports import Began, Ended, SpawnError
 from daemon.workers import identity
@@ -19,7 +19,16 @@ from daemon.workers.claim import Status, read_claim, read_status, take_claim, wr
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
-STUBBORN = "trap '' TERM; echo $$ >>{pids}; while :; do sleep 1; done"
+def stubborn(home: Path) -> str:
+    """A script that notes its pid in `pids` and ignores SIGTERM."""
+    script = home / "stubborn"
+    script.write_text(f"trap '' TERM\necho $$ >>{home}/pids\nwhile :; do sleep 1; done\n")
+    return f"sh {script}"
+
+
+def pids_of(home: Path) -> list[int]:
+    pids = home / "pids"
+    return [int(pid) for pid in pids.read_text().split()] if pids.exists() else []
 
 
 @pytest.fixture
@@ -35,7 +44,7 @@ def test_exit_codes_are_those_of_the_command(tmp_path: Path, loop: Loop) -> None
         loop.spawner.start(order)
     assert [end.code for end in loop.ended(*orders)] == [0, 1, 7, 121, 122, 125, 255]
     assert [text(order, "status") for order in orders] == [f"{c}\n" for c in (0, 1, 7, 121, 122, 125, 255)]
-    assert not zombies()
+    assert not loop.zombies()
 
 
 def test_began_names_a_process_and_comes_before_ended(tmp_path: Path, loop: Loop) -> None:
@@ -89,11 +98,11 @@ def test_the_environment_holds_what_the_order_says_and_no_more(
     tmp_path: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "do-not-leak")
-    order = command(tmp_path, "env", "env", env={"GREETING": "a 'b' $c", "memory": "mine", "code": "mine", "IFS": "/"})
+    order = command(tmp_path, "env", "env", env={"GREETING": "a 'b' $c", "memory": "mine", "code": "mine"})
     loop.spawner.start(order)
     loop.ended(order)
     assert dict(line.split("=", 1) for line in text(order, "stdout.log").splitlines()) == {
-        "PATH": PATH, "GREETING": "a 'b' $c", "memory": "mine", "code": "mine", "IFS": "/", "PWD": str(tmp_path),
+        "PATH": PATH, "GREETING": "a 'b' $c", "memory": "mine", "code": "mine", "PWD": str(tmp_path),
         "HERMESD_RUN": "env", "HERMESD_ATTEMPT": "1", "HERMESD_FOLDER": order.folder,
     }  # fmt: skip
 
@@ -152,9 +161,8 @@ def test_a_signal_death_is_told_as_the_shell_tells_it(tmp_path: Path, loop: Loop
 
 
 def test_limits_bind_the_command_and_are_named_when_they_end_it(tmp_path: Path, loop: Loop) -> None:
-    big = command(tmp_path, "big", sys.executable, "-S", "-c",
-                  "import signal,os; signal.signal(signal.SIGXFSZ, signal.SIG_DFL); os.write(1, b'x'*2000); os.write(1, b'y')",
-                  limits={"file_size": 1024})  # fmt: skip
+    write = "import os, signal as s; s.signal(s.SIGXFSZ, s.SIG_DFL); os.write(1, b'x' * 2000); os.write(1, b'y')"
+    big = command(tmp_path, "big", sys.executable, "-S", "-c", write, limits={"file_size": 1024})
     busy = shell(tmp_path, "busy", "while :; do :; done", limits={"cpu_seconds": 1})  # type: ignore[arg-type]
     few = shell(tmp_path, "few", "ulimit -n; ulimit -v", limits={"open_files": 40, "memory": 1 << 30})  # type: ignore[arg-type]
     for order in (big, busy, few):
@@ -178,13 +186,21 @@ def test_sigterm_lets_the_command_end_in_its_own_way(tmp_path: Path, loop: Loop)
     assert text(order, "stdout.log") == "ready\nbye\n"
 
 
-def test_force_ends_those_that_ignore_sigterm_and_a_grandchild_that_changed_session(tmp_path: Path, loop: Loop) -> None:
-    pids = tmp_path / "pids"
-    stubborn = STUBBORN.format(pids=pids)
-    order = shell(tmp_path, "tree", f"setsid sh -c \"{stubborn}\" & env -i setsid sh -c \"{stubborn}\" & {stubborn}")
+def test_sigterm_reaches_a_stopped_command(tmp_path: Path, loop: Loop) -> None:
+    order = shell(tmp_path, "stopped", "trap 'exit 3' TERM; echo stopping; kill -STOP $$; sleep 60 & wait")
     loop.spawner.start(order)
-    loop.until(lambda: pids.exists() and len(pids.read_text().split()) == 3)
-    members = [int(pid) for pid in pids.read_text().split()]
+    until_file(Path(order.folder, "stdout.log"))
+    loop.spawner.stop("stopped", 1, force=False)
+    assert loop.ended(order)[0].code == 3
+
+
+def test_force_ends_those_that_ignore_sigterm_and_a_grandchild_that_changed_session(tmp_path: Path, loop: Loop) -> None:
+    script = stubborn(tmp_path)
+    order = shell(tmp_path, "tree", f"trap '' TERM; setsid {script} & env -i setsid {script} & {script}; exit")
+    loop.spawner.start(order)
+    loop.until(lambda: len(pids_of(tmp_path)) == 3)
+    members = pids_of(tmp_path)
+    assert len(set(members)) == 3
     loop.spawner.stop("tree", 1, force=False)
     loop.turn(0.1)
     assert all(map(lives, members))
@@ -205,7 +221,7 @@ def test_a_double_fork_left_behind_at_a_normal_end_is_killed(tmp_path: Path, loo
     assert end.code == 4
     assert end.note == "1 left-over process was killed"
     assert not lives(int(pids.read_text()))
-    assert not zombies()
+    assert not loop.zombies()
 
 
 def test_an_orphan_of_one_run_is_not_killed_with_another(tmp_path: Path, loop: Loop) -> None:
@@ -222,7 +238,7 @@ def test_an_orphan_of_one_run_is_not_killed_with_another(tmp_path: Path, loop: L
     assert not lives(int(pids.read_text()))
     loop.spawner.housekeep(20_000)
     loop.spawner.housekeep(40_000)
-    assert not zombies()
+    assert not loop.zombies()
 
 
 def test_starting_twice_runs_once(tmp_path: Path, loop: Loop) -> None:
@@ -319,13 +335,12 @@ loop.spawner.start(shell(home, "unseen", "read _ <go; exit 9")); print(flush=Tru
 
 
 def test_an_adopted_tree_is_stopped_whole(tmp_path: Path, loop: Loop) -> None:
-    pids = tmp_path / "pids"
-    text_ = STUBBORN.format(pids=pids)
+    script = stubborn(tmp_path)
     daemon = another_daemon(tmp_path, f"""
-loop.spawner.start(shell(home, "adopted", "(setsid sh -c \\"{text_}\\" &) ; {text_}")); print(flush=True); loop.turn(60)
+loop.spawner.start(shell(home, "adopted", "(setsid {script} &); {script}; exit")); print(flush=True); loop.turn(60)
 """)  # fmt: skip
     line_from(daemon)
-    loop.until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+    loop.until(lambda: len(pids_of(tmp_path)) == 2)
     kill_9(daemon)
     order = shell(tmp_path, "adopted", "")
     loop.spawner.resume(order, None, None)
@@ -333,7 +348,7 @@ loop.spawner.start(shell(home, "adopted", "(setsid sh -c \\"{text_}\\" &) ; {tex
     loop.spawner.stop("adopted", 1, force=True)
     (end,) = loop.ended(order)
     assert (end.code, end.signal) == (None, signal.SIGKILL)
-    assert not any(lives(int(pid)) for pid in pids.read_text().split())
+    assert not any(map(lives, pids_of(tmp_path)))
 
 
 def test_a_run_whose_wrapper_was_killed_unseen_is_lost_and_its_tree_is_dead(tmp_path: Path, loop: Loop) -> None:
@@ -370,8 +385,12 @@ def test_another_process_with_the_same_pid_is_not_taken_for_ours(tmp_path: Path,
         Path(worker.folder).mkdir(parents=True)
         take_claim(worker.folder, f"{stranger.pid} 1")
         loop.spawner.resume(order, stranger.pid, identity.start_time(stranger.pid))
-        loop.spawner.resume(worker, stranger.pid, 1)
-        assert [end.code for end in loop.ended(order, worker)] == [None, None]
+        loop.spawner.resume(worker, None, None)
+        hinted = command(tmp_path, "reused-hint", "true", str(stranger.pid))
+        Path(hinted.folder).mkdir(parents=True)
+        take_claim(hinted.folder, f"{stranger.pid} {identity.start_time(stranger.pid)}")
+        loop.spawner.resume(hinted, stranger.pid, 1)
+        assert [end.code for end in loop.ended(order, worker, hinted)] == [None, None, None]
         loop.spawner.stop("reused", 1, force=True)
         assert stranger.poll() is None
         stranger.kill()
@@ -422,7 +441,7 @@ def test_two_hundred_at_once_end_truly_and_leave_nothing(tmp_path: Path, loop: L
     os.close(gate)
     assert [end.code for end in ends] == [i % 100 for i in range(200)]
     assert len(loop.ends()) == 200
-    assert not zombies()
+    assert not loop.zombies()
     assert set(os.listdir("/proc/self/fd")) == before
 
 

@@ -21,10 +21,14 @@ class Loop:
     def __init__(self, bounds: Bounds | None = None, engine: str = "daemon.inference.engine") -> None:
         self.selector = selectors.DefaultSelector()
         self.reports: list[Report] = []
-        self.spawner = PosixSpawner(self._watch, self.selector.unregister, bounds=bounds, engine=engine)
+        self._children = _children()
+        self.spawner = PosixSpawner(self._watch, self._unwatch, bounds=bounds, engine=engine)
 
     def _watch(self, descriptor: int, callback: Callable[[], None]) -> None:
         self.selector.register(descriptor, selectors.EVENT_READ, callback)
+
+    def _unwatch(self, descriptor: int) -> None:
+        self.selector.unregister(descriptor)
 
     def turn(self, wait_s: float = 1.0) -> None:
         for key, _ in self.selector.select(wait_s):
@@ -56,6 +60,10 @@ class Loop:
 
         self.until(lambda: bool(told()))
         return told()[-1]
+
+    def zombies(self) -> list[int]:
+        """Children since this loop began that are dead and unreaped."""
+        return [pid for pid in _children() - self._children if not lives(pid)]
 
     def close(self) -> None:
         self.spawner.close()
@@ -91,10 +99,9 @@ def lives(pid: int) -> bool:
         return False
 
 
-def zombies() -> list[int]:
+def _children() -> set[int]:
     own = os.getpid()
-    children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
-    return [int(pid) for pid in children if not lives(int(pid))]
+    return set(map(int, Path(f"/proc/{own}/task/{own}/children").read_text().split()))
 
 
 def until_file(path: Path, within_s: float = 10.0) -> str:

@@ -29,12 +29,14 @@ root, module, channel, *limits = sys.argv[1:]
 for limit in limits:
     name, value = limit.split("=")
     resource.setrlimit(getattr(resource, name), (int(value), int(value)))
-sys.path.append(root)
+sys.path.insert(0, root)
+main = importlib.import_module(module).main
+sys.path.append(sys.path.pop(0))
 del sys.argv[1:]
-importlib.import_module(module).main(int(channel))
+main(int(channel))
 """
-"""Text of `python -P -c BOOT root module channel RLIMIT=value...`. The root comes last on the path: a task's own
-modules go first."""
+"""Text of `python -P -c BOOT root module channel RLIMIT=value...`. The root is first on the path until we are imported,
+whatever else is called like us; then it is last, for a task's own modules go first."""
 
 Perform = Callable[[Message], Any]
 """Performs one attempt: the whole `perform` message in, a JSON value out (it becomes `result.json`; None writes none).

@@ -120,19 +120,20 @@ def start_command(order: Order, task: CommandTask) -> int:
     for name in LIMITS:
         value = order.limits.get(name)
         limits.append("" if value is None else str(-(-value // _UNITS.get(name, 1))))
-    program = program_of(task.argv[0], env)
+    program = program_of(task.argv[0], env, task.cwd)
+    stdin = os.path.join(task.cwd, task.stdin) if task.stdin else os.devnull
     argv = ["sh", "-c", WRAPPER, "hermesd-run", order.folder, task.cwd, *limits, program, *task.argv[1:]]
-    return launch("/bin/sh", argv, env, folder=order.folder, stdin=task.stdin or os.devnull)
+    return launch("/bin/sh", argv, env, folder=order.folder, stdin=stdin)
 
 
-def program_of(name: str, env: Mapping[str, str]) -> str:
-    """The path of the program to run, looked up on the PATH of `env` as the command would be. SpawnError if it is not
-    there."""
+def program_of(name: str, env: Mapping[str, str], cwd: str) -> str:
+    """The path of the program to run, looked up on the PATH of `env` as a shell in `cwd` would. SpawnError if it is not
+    there; a name with a slash is taken as it is."""
     if "/" in name:
         return name
     search = env.get("PATH", os.defpath)
     for folder in search.split(os.pathsep):
-        path = f"{folder or '.'}/{name}"
+        path = os.path.join(cwd, folder, name)
         if name and os.access(path, os.X_OK) and not os.path.isdir(path):
             return path
     raise SpawnError(f"program {name!r} is not on the PATH of the job ({search}): install it, or write its full path")

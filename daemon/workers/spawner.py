@@ -8,7 +8,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from daemon.ports import Began, CommandTask, Ended, Order, Report, SpawnError
 from daemon.workers.claim import Claim, Status, read_claim, read_status, write_status
@@ -40,6 +40,7 @@ class _Attempt:
     exit: Exit | None
     ours: bool  # our child, whose exit status we collect
     forced: bool = False  # we sent it SIGKILL
+    tree: set[int] = field(default_factory=set)  # pids that we signalled
     over: bool = False  # it has ended; what is left of its tree is being killed
 
     @property
@@ -57,7 +58,7 @@ class PosixSpawner:
 
     On Linux this process inherits the orphans of its attempts, so that a process which changed its session and lost its
     parent is still found. An orphan is killed with its attempt only if its environment or session tells whose it is.
-    Dead ones are reaped: other parts of the daemon keep children in its own session, or collect their ends within seconds.
+    Dead ones are reaped: other parts of the daemon keep children in its own session, or collect them within seconds.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class PosixSpawner:
             self._pool.stop(key, force=force)
         elif (found := self._attempts.get(key)) is not None and not found.over:
             found.forced = found.forced or force
-            signal_tree(found.order.folder, found.pid, signal.SIGKILL if force else signal.SIGTERM)
+            found.tree |= signal_tree(found.order.folder, found.pid, signal.SIGKILL if force else signal.SIGTERM)
 
     def collect(self) -> list[Report]:
         if self._exited:
@@ -240,11 +241,11 @@ class PosixSpawner:
         """Report the end once nothing of the tree is left."""
 
         def done(killed: int) -> None:
+            self._find_orphans()  # Those that died just now may be ours to reap.
             del self._attempts[attempt.key]
             notes = [note] if note else []
             if killed:
                 notes.append(killed_note(killed))
-            self._find_orphans()  # Those killed just now may be ours to reap.
             self._reports.append(Ended(*attempt.key, *end, cpu_ms, rss_kib, "; ".join(notes)))
 
         self._fell(attempt.order.folder, leader, done)
@@ -268,7 +269,7 @@ class PosixSpawner:
             folder = self._orphans.get(orphan.pid, "")
             if orphan.alive:
                 found[orphan.pid] = folder or folder_of(orphan.pid) or self._folder_of_session(orphan.session)
-            elif folder or self._folder_of_session(orphan.session):
+            elif folder or self._folder_of_session(orphan.session) or self._signalled(orphan.pid):
                 _reap(orphan.pid)
         self._orphans = found
 
@@ -286,6 +287,9 @@ class PosixSpawner:
         known = {attempt.pid for attempt in self._attempts.values() if attempt.ours} | self._pool.pids
         found = [process(pid) for pid in children() if pid not in known]
         return [stranger for stranger in found if stranger is not None and stranger.session != self._session]
+
+    def _signalled(self, pid: int) -> bool:
+        return any(pid in attempt.tree for attempt in self._attempts.values())
 
     def _folder_of_session(self, session: int) -> str:
         for attempt in self._attempts.values():

@@ -28,18 +28,21 @@ def group_lives(leader: int) -> bool:
     return True
 
 
-def signal_tree(folder: str | None, leader: int | None, number: int) -> None:
-    """Signal every process of the attempt. SIGKILL is repeated for what was forked meanwhile, as far as that goes:
-    `Felling` makes sure of it once the main process has ended."""
+def signal_tree(folder: str | None, leader: int | None, number: int) -> set[int]:
+    """Signal every process of the attempt; returns their pids. SIGKILL is repeated for what was forked meanwhile, as
+    far as that goes: `Felling` makes sure of it once the main process has ended."""
+    signalled: set[int] = set()
     for _ in range(_ROUNDS_MAX if number == signal.SIGKILL else 1):
         # The leader first: it must not take the others' deaths for the command's own end.
         members = sorted(tree(folder, leader), key=lambda member: member[0] != leader)
         for pid, started in members:
+            signalled.add(pid)
             _send(pid, started, number)
             if number == signal.SIGTERM:
                 _send(pid, started, signal.SIGCONT)  # A stopped process hears SIGTERM only once it goes on.
         if not members:
-            return
+            break
+    return signalled
 
 
 class Felling:

@@ -10,6 +10,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -282,7 +283,7 @@ class Pool:
         self._top_up(worker)
 
     def _top_up(self, worker: _Worker) -> None:
-        for ticket in list(worker.queue)[:SENT_AHEAD]:
+        for ticket in islice(worker.queue, SENT_AHEAD):
             if not ticket.sent:
                 ticket.sent = True
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # Its end is about to be seen.

@@ -1,0 +1,252 @@
+"""Jobs: what is in force, what the files say, what is wrong with them, and when each is due."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from daemon import jobfiles
+from daemon.cli import show
+from daemon.cli.exits import Exit
+from daemon.cli.failure import Failure
+from daemon.cli.instant import instant_ms
+from daemon.cli.verb import Call
+from daemon.home import HomeError, Settings
+from daemon.order import Surroundings, Unfillable, task_to_check
+from daemon.reading import Reading
+from daemon.serve import surroundings
+from daemon.system import SystemClock
+from daemon.workers.preflight import preflight
+from ledger.instant import ms_of, text_of
+from policies.fault import meant
+from policies.job import Job, json_schema, parse_job
+from policies.quantity import duration_text
+from policies.template import references
+from policies.upcoming import upcoming
+from state.graph import Graph
+
+Json = Any
+
+
+def in_force(call: Call, reading: Reading | None = None) -> dict[str, Job]:
+    """The jobs as the daemon runs them, or would once it had looked at the files: those of sound files, and the last
+    good version of those whose file is broken."""
+    graph = (reading or call.reading).graph
+    loaded = jobfiles.load(call.home.jobs, call.settings.timezone)
+    jobs = {name: job for name, (job, _) in loaded.jobs.items()}
+    broken = {Path(problem.file).name for problem in loaded.problems}
+    for name, node in graph.jobs.items():
+        if name not in jobs and not node.removed and node.source in broken:
+            jobs[name] = parse_job(node.spec)
+    return dict(sorted(jobs.items()))
+
+
+def listing(call: Call) -> None:
+    reading = call.reading
+    jobs = in_force(call, reading)
+    now_ms = SystemClock().now().wall_ms
+    rows = [_row(reading, name, job, now_ms) for name, job in jobs.items()]
+    loaded = jobfiles.load(call.home.jobs, call.settings.timezone)
+    if call.json:
+        show.json(rows)
+        return
+    if not rows and not loaded.problems:
+        print(f"No jobs yet: write one into {call.home.jobs}, or begin with `hermesd init --examples`.")
+    zone = call.zone
+    if rows:
+        show.table(
+            ("JOB", "KIND", "SCHEDULE", "NEXT", "LAST", "NOTE"),
+            [
+                (
+                    row["job"],
+                    row["kind"],
+                    row["schedule_text"],
+                    show.moment(row["next"], zone) or "-",
+                    row["last_outcome"].replace("_", " ") or "-",
+                    row["note"],
+                )
+                for row in rows
+            ],
+        )
+    for problem in loaded.problems:
+        print(f"rejected: {problem}")
+
+
+def _row(reading: Reading, name: str, job: Job, now_ms: int) -> Json:
+    node = reading.graph.jobs.get(name)
+    known = node is not None and not node.removed
+    rows = upcoming(job, now_ms, 1) if job.enabled else []
+    notes = [] if job.enabled else ["disabled"]
+    if not known:
+        notes.append("new: no daemon has seen it yet")
+    elif node is not None and node.digest != job.digest():
+        notes.append("changed: no daemon has seen the change yet")
+    if node is not None and node.failures_in_row:
+        notes.append(f"failed {node.failures_in_row} times in a row")
+    return {
+        "job": name,
+        "kind": job.kind,
+        "schedule": job.canonical()["schedule"],
+        "schedule_text": schedule_text(job.canonical()["schedule"]),
+        "enabled": job.enabled,
+        "priority": job.priority,
+        "digest": job.digest(),
+        "revision": node.revision if node is not None else 0,
+        "source": node.source if node is not None else "",
+        "next": rows[0]["utc"] if rows else "",
+        "active": list(node.active) if node is not None else [],
+        "last_outcome": node.last_outcome if node is not None else "",
+        "last_success_at": node.last_success_at if node is not None else "",
+        "failures_in_row": node.failures_in_row if node is not None else 0,
+        "note": "; ".join(notes),
+    }
+
+
+def schedule_text(schedule: Mapping[str, Json]) -> str:
+    """As a person would write it, in few words."""
+    if "cron" in schedule:
+        return f"{schedule['cron']} {schedule['timezone']}"
+    if "every" in schedule:
+        offset = f" + {duration_text(schedule['offset'])}" if schedule["offset"] else ""
+        return f"every {duration_text(schedule['every'])}{offset}"
+    if "at" in schedule:
+        return f"at {schedule['at']} {schedule['timezone']}"
+    if "after" in schedule:
+        return f"after {schedule['when']} of {', '.join(schedule['after'])}"
+    return "manual"
+
+
+def shown(call: Call, name: str) -> None:
+    import yaml
+
+    reading = call.reading
+    jobs = in_force(call, reading)
+    if name not in jobs:
+        raise unknown(call, name, jobs)
+    now_ms = SystemClock().now().wall_ms
+    row = _row(reading, name, jobs[name], now_ms) | {"spec": jobs[name].canonical()}
+    if call.json:
+        show.json(row)
+        return
+    zone = call.zone
+    show.facts(
+        [
+            ("job", name),
+            ("file", str(call.home.jobs / row["source"]) if row["source"] else "not seen by a daemon yet"),
+            ("revision", f"{row['revision']}, digest {row['digest']}"),
+            ("next", show.moment(row["next"], zone) or "not scheduled"),
+            ("last", row["last_outcome"].replace("_", " ") or "never ran"),
+            ("last success", show.moment(row["last_success_at"], zone) or "never"),
+            ("active", ", ".join(row["active"]) or "none"),
+            ("note", row["note"] or "none"),
+        ]
+    )
+    print("\nIn force, defaults filled in (durations in ms, sizes in bytes):\n")
+    print(yaml.safe_dump(row["spec"], sort_keys=False, allow_unicode=True), end="")
+
+
+def unknown(call: Call, name: str, known: Mapping[str, object]) -> Failure:
+    do = meant(name, sorted(known), f"the jobs are: {', '.join(sorted(known))}" if known else "there is none yet")
+    return Failure(Exit.UNKNOWN, f"there is no job {name!r}", where=str(call.home.jobs), do=do)
+
+
+def check(call: Call, files: list[Path]) -> int:
+    """Every problem of the files (else of the home's jobs), and of what their jobs need here."""
+    settings = _settings(call)
+    if files:
+        loaded = jobfiles.load_files(files, settings.timezone)
+    else:
+        call.home.check(write=False)
+        loaded = jobfiles.load(call.home.jobs, settings.timezone)
+    problems = list(loaded.problems)
+    around = surroundings(call.home, settings)
+    for name, (job, path) in loaded.jobs.items():
+        for field, message in needed(around, job):
+            problems.append(jobfiles.Problem(str(path), 0, 0, field, message, "", name))
+    if call.json:
+        show.json({"ok": not problems, "jobs": sorted(loaded.jobs), "problems": [asdict(one) for one in problems]})
+    else:
+        for problem in problems:
+            print(problem)
+        wrong = f", {show.count(len(problems), 'problem')}" if problems else ""
+        print(f"{show.count(len(loaded.jobs), 'job')} can be read{wrong}")
+    return Exit.BAD_INPUT if problems else Exit.FINE
+
+
+def needed(around: Surroundings, job: Job) -> list[tuple[str, str]]:
+    """(field, problem) for what the job needs and this machine does not have now: programs, folders, models."""
+    spec = job.canonical()
+    parts = [(f"steps[{number}]", step) for number, step in enumerate(spec.get("steps", ()))] or [("", spec)]
+    found = []
+    for field, part in parts:
+        if any(reference.step for reference in references(part)):
+            continue  # What it will be told is known when the steps before it have ended.
+        try:
+            task, env = task_to_check(around, Graph(), job.name, 1, {**spec, **part}, "")
+            problem = preflight(task, env)
+        except Unfillable as error:
+            problem = str(error)
+        if problem:
+            found.append((field, problem))
+    return found
+
+
+def _settings(call: Call) -> Settings:
+    try:
+        call.home.check(write=False)
+    except HomeError:
+        return Settings()  # Files can be looked at without a home.
+    return call.settings
+
+
+def schema(call: Call) -> None:
+    del call
+    show.json(json_schema())
+
+
+def upcoming_slots(call: Call, name: str, *, limit: int, start: str, file: Path | None) -> None:
+    """`hermesd next`."""
+    now_ms = SystemClock().now().wall_ms
+    settings = _settings(call) if file is not None else call.settings
+    from_ms = instant_ms(start, now_ms, settings.timezone, ago=False) if start else now_ms
+    if file is not None:
+        loaded = jobfiles.load_files([file], settings.timezone)
+        if loaded.problems:
+            raise Failure(
+                Exit.BAD_INPUT,
+                "\n       ".join(f"{problem}" for problem in loaded.problems),
+                do="correct the file; `hermesd jobs check FILE` looks again",
+            )
+        jobs = {found: job for found, (job, _) in loaded.jobs.items()}
+    else:
+        jobs = in_force(call)
+    if name and name not in jobs:
+        raise unknown(call, name, jobs)
+    chosen = {found: job for found, job in jobs.items() if job.enabled and (not name or found == name)}
+    rows: list[tuple[int, str, dict[str, str]]] = []
+    for found, job in chosen.items():
+        rows += [(ms_of(row["utc"]), found, row) for row in upcoming(job, from_ms, limit, settings.timezone)]
+    rows = sorted(rows, key=lambda row: row[:2])[:limit]
+    several = len(chosen) > 1
+    if call.json:
+        show.json(
+            [
+                ({"job": found} if several else {})
+                | {"slot": row["slot"], "at": row["at"], "utc": row["utc"]}
+                | ({"note": row["note"]} if row["note"] else {})
+                for _, found, row in rows
+            ]
+        )
+    elif rows:
+        show.table(
+            ("JOB", "AT", "UTC", "IN", "SLOT", "NOTE"),
+            [
+                (found, row["at"], text_of(at_ms), show.span(at_ms - now_ms), row["slot"], row["note"])
+                for at_ms, found, row in rows
+            ],
+        )
+    else:
+        why = "is due by the clock" if chosen else "is enabled" if jobs else "is there"
+        print(f"Nothing is coming: no job {why}.")

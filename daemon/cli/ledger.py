@@ -1,0 +1,157 @@
+"""The ledger looked over: `verify` (every byte is as it was written) and `replay` (everything follows from it)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from daemon.cli import show
+from daemon.cli.exits import Exit
+from daemon.cli.verb import Call
+from daemon.reading import Reading
+from ledger.artifacts import Artifacts
+from ledger.chain import Head
+from ledger.errors import Corrupt, Missing
+from ledger.verify import Damage
+from ledger.verify import verify as verified
+from policies.question import GROUPS
+from policies.replay import Past, Verdict, decide_again
+from state.graph import Graph, snapshot
+
+Json = Any
+
+
+def verify(call: Call, *, artifacts: bool) -> int:
+    reading = call.reading
+    with reading.watched():
+        found = verified(reading.disk)
+    damages = list(found.damages)
+    kept = 0
+    if artifacts:
+        for damage in _artifact_damages(reading):
+            kept += 1
+            if damage is not None:
+                damages.append(damage)
+    if call.json:
+        show.json(
+            {
+                "ok": not damages,
+                "records": found.records,
+                "segments": found.segments,
+                "last": found.last._asdict(),
+                "torn_bytes": found.torn_bytes,
+                "artifacts": kept if artifacts else None,
+                "damages": [{"file": d.file, "offset": d.offset, "reason": d.reason} for d in damages],
+            }
+        )
+        return Exit.NO if damages else Exit.FINE
+    torn = f"; {found.torn_bytes} bytes behind the last batch are unfinished" if found.torn_bytes else ""
+    named = f", {kept} artifacts" if artifacts else ""
+    segments = show.count(found.segments, "segment")
+    print(f"{found.records} records in {segments}{named}{torn}. Head: {found.last.seq} {found.last.hash}")
+    for damage in damages:
+        print(f"damaged: {damage.file} at byte {damage.offset}: {damage.reason}")
+    if not damages:
+        print("ok")
+        return Exit.FINE
+    print(
+        "Keep a copy of the home before anything else; then put what is damaged back from a backup that holds it whole."
+    )
+    return Exit.NO
+
+
+def _artifact_damages(reading: Reading) -> Iterator[Damage | None]:
+    """For each artifact that an event names: None, or what is wrong with it. Ends where the ledger is damaged: that is
+    in the verifier's list already."""
+    store = Artifacts(reading.disk)
+    seen: set[str] = set()
+    try:
+        for record in reading.records():
+            digest = record.data.get("digest", "") if record.type == "artifact.stored" else ""
+            if not digest or digest in seen:
+                continue
+            seen.add(digest)
+            try:
+                store.get(digest)
+            except Missing:
+                yield Damage(f"artifacts/{digest[:2]}/{digest}", 0, f"is missing; record {record.seq} names it")
+            except Corrupt as corrupt:
+                yield Damage(corrupt.file, corrupt.offset, f"{corrupt.reason}; record {record.seq} names it")
+            else:
+                yield None
+    except Corrupt:
+        return
+
+
+def replay(call: Call, *, verify: bool, to: int | None, graph: bool) -> int:
+    past, plans, head = Past(), 0, Head(0, "")
+    for record in call.reading.records(until=to):
+        if verify and record.type == "plan.decided":
+            plans += 1
+            verdict = decide_again(past, record)
+            if not verdict.agrees:
+                _print_difference(call, verdict, plans)
+                return Exit.NO
+        past.fold(record)
+        head = Head(record.seq, record.hash)
+    if graph:
+        show.json(snapshot_json(past.graph, head))
+    elif call.json:
+        told = {"ok": True, "head": head._asdict(), "plans_verified": plans if verify else None}
+        show.json(told | _counts(past.graph))
+    else:
+        counts = _counts(past.graph)
+        nodes = f"{counts['nodes']} nodes, among them {counts['jobs']} jobs and {counts['runs']} runs"
+        print(f"{head.seq} records give {nodes}. Head: {head.hash}")
+        if verify:
+            print(f"ok: {plans} plans, every decision hash follows from its recorded inputs")
+    return Exit.FINE
+
+
+def _counts(graph: Graph) -> Json:
+    runs = sum(1 for name in graph.nodes if name.startswith("run/"))
+    return {"nodes": len(graph.nodes), "jobs": len(graph.jobs), "runs": runs}
+
+
+def snapshot_json(graph: Graph, head: Head) -> Json:
+    shot = snapshot(graph, head)
+    return {
+        "head": head._asdict(),
+        "nodes": [{"kind": type(node).__name__.lower(), **node._asdict()} for node in shot.nodes],
+        "edges": [edge._asdict() for edge in shot.edges],
+    }
+
+
+def _print_difference(call: Call, verdict: Verdict, plans: int) -> None:
+    missing = [one for one in verdict.recorded if one not in verdict.again]
+    added = [one for one in verdict.again if one not in verdict.recorded]
+    if call.json:
+        show.json(
+            {
+                "ok": False,
+                "seq": verdict.seq,
+                "tick": verdict.tick,
+                "recorded_hash": verdict.recorded_hash,
+                "hash": verdict.hash,
+                "differing_inputs": list(verdict.differing_inputs),
+                "only_recorded": missing,
+                "only_again": added,
+            }
+        )
+        return
+    same = [group for group in GROUPS if group not in verdict.differing_inputs]
+    print(f"plan {verdict.tick} (record {verdict.seq}) does not follow from what is recorded before it")
+    print(f"  {plans - 1} plans before it do")
+    show.facts(
+        [
+            ("  recorded hash", verdict.recorded_hash),
+            ("  hash again", verdict.hash),
+            ("  inputs that differ", ", ".join(verdict.differing_inputs) or "none"),
+            ("  inputs that agree", ", ".join(same) or "none"),
+        ]
+    )
+    for sign, decisions in (("recorded", missing), ("again", added)):
+        for one in decisions:
+            print(f"  {sign:>8}: {one['run']} {one['verdict']} by {one['rule']}: {one['reason']}")
+    if not missing and not added:
+        print("  the decisions are the same; only the inputs were seen differently")

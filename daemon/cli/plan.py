@@ -1,0 +1,94 @@
+"""What would be decided now: the planner asked, and nothing recorded or done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from daemon import jobfiles
+from daemon.cli import show
+from daemon.cli.verb import Call
+from daemon.order import Unfillable, task_to_check
+from daemon.reading import Reading
+from daemon.serve import PolicyFile, surroundings
+from daemon.system import SystemClock
+from daemon.workers.preflight import preflight
+from policies import adoption
+from policies.decision import decide
+from policies.question import Question, ask
+from policies.survey import Candidate, survey
+
+Json = Any
+
+
+def plan(call: Call) -> None:
+    reading = call.reading
+    now = SystemClock().now()
+    policy, policy_problem = PolicyFile(call.home.policies).read()
+    question = ask(reading.graph, reading.agenda, policy, now.wall_ms)
+    found = survey(question)
+    _check(call, reading, question, found.candidates)
+    answer = decide(question, found)
+    pending = _pending(call, reading)
+    if policy_problem:
+        pending.append(f"the policy override is not legal and not in force: {policy_problem}")
+    elif reading.graph.policy.digest != policy.digest():
+        pending.append("the policy has changed since a daemon adopted it; this plan follows the new one")
+    up = call.pulse() is not None
+    if call.json:
+        show.json(
+            {
+                "daemon_up": up,
+                "head": reading.head._asdict(),
+                "wall_ms": now.wall_ms,
+                "preflight": question.preflight,
+                "decisions": list(answer.decisions),
+                "inputs": answer.inputs,
+                "decision_hash": answer.decision_hash,
+                "more": answer.more,
+                "pending": pending,
+            }
+        )
+        return
+    if answer.decisions:
+        show.table(
+            ("RUN", "VERDICT", "RULE", "REASON"),
+            [(one["run"], one["verdict"], one["rule"], one["reason"]) for one in answer.decisions],
+        )
+        print(f"\ndecision hash {answer.decision_hash}, on record {reading.head.seq}; nothing was done")
+        if answer.more:
+            print("There is more to decide than one plan holds: the rest would follow at once.")
+    else:
+        print(f"Nothing is to be decided now (record {reading.head.seq}, {show.moment(now.wall_ms, call.zone)}).")
+    for text in pending:
+        print(f"pending: {text}")
+    if not up:
+        print("No daemon is running: this is what one would decide if it started now with the graph as it stands.")
+
+
+def _check(call: Call, reading: Reading, question: Question, candidates: list[Candidate]) -> None:
+    around = surroundings(call.home, call.settings)
+    for one in candidates:
+        if one.spec.get("kind") == "agent":
+            continue  # Its steps are checked one by one, when they could start.
+        try:
+            task, env = task_to_check(around, reading.graph, one.run, one.attempt, one.spec, one.parent)
+            problem = preflight(task, env) or ""
+        except Unfillable as error:
+            problem = str(error)
+        if problem:
+            question.preflight[one.run] = problem
+
+
+def _pending(call: Call, reading: Reading) -> list[str]:
+    """What the job files say that no daemon has taken up, and wishes that wait in the inbox."""
+    loaded = jobfiles.load(call.home.jobs, call.settings.timezone)
+    jobs = {name: (job, path.name) for name, (job, path) in loaded.jobs.items()}
+    problems = [
+        adoption.Problem(p.file.rpartition("/")[2], p.line, p.column, p.field, p.message, p.advice)
+        for p in loaded.problems
+    ]
+    told = [f"{event.type} {event.subject}" for event in adoption.changes(reading.graph, jobs, problems)]
+    waiting = [name for name in reading.disk.list("inbox") if name.endswith(".json") and not name.startswith(".")]
+    if waiting:
+        told.append(f"{show.count(len(waiting), 'request')} in the inbox")
+    return told

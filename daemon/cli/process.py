@@ -1,0 +1,93 @@
+"""The daemon as a process: `hermesd run` in the foreground, `hermesd stop` from beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from datetime import datetime
+
+from daemon import control
+from daemon.cli import show
+from daemon.cli.exits import Exit
+from daemon.cli.failure import Failure
+from daemon.cli.verb import Call
+from daemon.serve import Daemon, version
+from daemon.workers import identity
+from state.graph import WITH_PROCESS, Graph
+
+_LOOK_AGAIN_S = 0.02
+
+
+def run(call: Call) -> None:
+    home = call.home
+    home.check(write=True)
+    home.make()
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    daemon = Daemon(home)
+
+    def ready() -> None:
+        loop = daemon.loop
+        pid, epoch, jobs = os.getpid(), loop.ledger.epoch, len([j for j in loop.graph.jobs.values() if not j.removed])
+        # Nobody may read this any more; that is no reason to stop the work.
+        with contextlib.suppress(BrokenPipeError):
+            if call.json:
+                show.raw(b'{"ready":true,"pid":%d,"epoch":%d,"jobs":%d}\n' % (pid, epoch, jobs))
+            else:
+                going = _with_process(loop.graph)
+                on = f", {show.count(len(going), 'run')} taken up" if going else ""
+                told = f"{home.path}, pid {pid}, epoch {epoch}, {show.count(jobs, 'job')}{on}"
+                print(f"hermesd {version()} is ready: {told}", flush=True)
+
+    try:
+        daemon.run(ready)
+        going = _with_process(daemon.loop.graph)
+        _say(f"stopped; {_go_on(going)}" if going else "stopped")
+    finally:
+        daemon.close()
+
+
+def stop(call: Call, wait_ms: int) -> int:
+    home = call.home
+    home.check(write=False)
+    pulse = call.pulse()
+    if pulse is None:
+        raise Failure(Exit.NOT_RUNNING, f"no daemon is running in {home.path}", do="nothing: there is nothing to stop")
+    pid = int(pulse["pid"])
+    started = identity.start_time(pid)
+    control.call(home.path, "stop", {})
+    give_up_s = time.monotonic() + wait_ms / 1000
+    while started is not None and identity.alive(pid, started):
+        if time.monotonic() > give_up_s:
+            raise Failure(
+                Exit.NO,
+                f"the daemon (pid {pid}) was asked to stop and is still there after {show.span(wait_ms)}",
+                where=str(home.path),
+                do=f"wait on (`hermesd stop --timeout 5m`), or `kill -9 {pid}`: nothing recorded is lost",
+            )
+        time.sleep(_LOOK_AGAIN_S)
+    going = _with_process(call.reading.graph)
+    if call.json:
+        show.json({"stopped": True, "pid": pid, "going_on": going})
+    else:
+        print(f"The daemon (pid {pid}) has stopped" + (f"; {_go_on(going)}" if going else "."))
+    return Exit.FINE
+
+
+def _with_process(graph: Graph) -> list[str]:
+    return [run.name for run in graph.active.values() if run.state in WITH_PROCESS and run.spec.get("kind") != "agent"]
+
+
+def _go_on(runs: list[str]) -> str:
+    names = ", ".join(runs[:3]) + (", ..." if len(runs) > 3 else "")
+    go = "goes" if len(runs) == 1 else "go"
+    return f"{show.count(len(runs), 'run')} {go} on ({names}); the next daemon takes them up."
+
+
+def _say(text: str) -> None:
+    """For people at a terminal; the journal has times of its own."""
+    stamp = "" if "JOURNAL_STREAM" in os.environ else datetime.now().astimezone().strftime("%H:%M:%S ")
+    with contextlib.suppress(BrokenPipeError):
+        print(f"{stamp}hermesd: {text}", file=sys.stderr, flush=True)
