@@ -22,11 +22,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 
 from daemon.ports import Json
-from daemon.wake import Waker
+
+if TYPE_CHECKING:  # Who only calls has no use for what the daemon waits with.
+    from daemon.wake import Waker
 
 SOCKET = "hermesd.sock"
 INBOX = "inbox"

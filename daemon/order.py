@@ -74,7 +74,7 @@ def task_of(
 def task_to_check(
     around: Surroundings, graph: Graph, name: str, attempt: int, spec: Mapping[str, Json], parent: str
 ) -> tuple[Task, dict[str, str]]:
-    """As `task_of`, for a look before the start: the attempt's own folder is not made yet, and the home stands for it."""
+    """As `task_of`, for a look before the start: the attempt's own folder is not made yet, the home stands for it."""
     task, env, _ = task_of(around, graph, name, attempt, spec, parent)
     if isinstance(task, CommandTask) and task.cwd == str(around.folder(name, attempt)):
         task = replace(task, cwd=str(around.home))

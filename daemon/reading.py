@@ -11,7 +11,6 @@ from ledger.chain import Head
 from ledger.reader import FOLDER, read
 from ledger.record import GENESIS, Record
 from ledger.segment import Segment, lines, segments_in
-from policies import due
 from policies.agenda import Agenda
 from state.graph import Graph, Run
 from state.projector import apply
@@ -78,14 +77,6 @@ class Reading:
             graph.merge(apply(graph, record), record.seq)
             self.head_read = Head(record.seq, record.hash)
         return graph
-
-    def next_due_ms(self, name: str) -> int | None:
-        """The job's first slot that has no decision yet; None if it has no more, or gets none for now."""
-        job, spec = self.graph.jobs[name], self.agenda.spec(name)
-        if job.removed or not spec.enabled:
-            return None
-        at_ms = due.next_slot(spec.schedule, job.cursor_ms)
-        return None if at_ms is None or (spec.expires_ms is not None and at_ms >= spec.expires_ms) else at_ms
 
     def runs(self) -> list[Run]:
         """Every run still in the graph, steps of agents included, in the order they came."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
+from ledger.instant import ms_of
 from policies import due
-from policies.job import Job as Spec
-from policies.job import parse_job
-from policies.schedule import AfterSchedule
+from policies.schedule import AfterSchedule, Schedule, schedule_of
 from state.graph import AnyNode, Graph, Job
 
 NEVER_MS = 1 << 62
@@ -23,7 +22,7 @@ class Agenda:
         self._heap: list[tuple[int, str]] = []
         self._next_ms: dict[str, int] = {}
         self._basis: dict[str, tuple[str, int, bool]] = {}
-        self._specs: dict[str, tuple[str, Spec]] = {}
+        self._schedules: dict[str, tuple[str, Schedule]] = {}
         self._dependents: dict[str, set[str]] = {}
         self._dependencies: dict[str, tuple[str, ...]] = {}
         self._ready: set[str] = set()
@@ -49,20 +48,21 @@ class Agenda:
                 self._weigh(dependent, graph)
 
     def _file(self, job: Job) -> None:
-        known = self._specs.get(job.name)
+        known = self._schedules.get(job.name)
         if known is None or known[0] != job.digest:
-            known = self._specs[job.name] = (job.digest, parse_job(job.spec))
-        spec = known[1]
+            # Of the spec only the schedule is kept parsed: a whole parsed job takes as much room as a hundred slots.
+            known = self._schedules[job.name] = (job.digest, schedule_of(job.spec["schedule"]))
+        schedule = known[1]
         for dependency in self._dependencies.pop(job.name, ()):
             self._dependents[dependency].discard(job.name)
         self._ready.discard(job.name)
-        live = spec.enabled and not job.removed
-        if live and isinstance(spec.schedule, AfterSchedule):
-            self._dependencies[job.name] = spec.schedule.after
-            for dependency in spec.schedule.after:
+        live = job.spec["enabled"] and not job.removed
+        if live and isinstance(schedule, AfterSchedule):
+            self._dependencies[job.name] = schedule.after
+            for dependency in schedule.after:
                 self._dependents.setdefault(dependency, set()).add(job.name)
-        upcoming = due.next_slot(spec.schedule, job.cursor_ms) if live else None
-        if upcoming is not None and spec.expires_ms is not None and upcoming >= spec.expires_ms:
+        upcoming = due.next_slot(schedule, job.cursor_ms) if live else None
+        if upcoming is not None and job.spec["expires"] is not None and upcoming >= ms_of(job.spec["expires"]):
             upcoming = None
         self._next_ms[job.name] = NEVER_MS if upcoming is None else upcoming
         if upcoming is not None:
@@ -85,6 +85,11 @@ class Agenda:
         self._prune()
         return self._heap[0][0] if self._heap else None
 
+    def next_of(self, name: str) -> int | None:
+        """The first slot of this job that has no decision yet; None if it has no more, or gets none for now."""
+        upcoming = self._next_ms.get(name, NEVER_MS)
+        return None if upcoming == NEVER_MS else upcoming
+
     def due(self, now_ms: int) -> list[str]:
         """Names of jobs with a slot at or before `now_ms`, sorted."""
         self._prune()
@@ -98,9 +103,9 @@ class Agenda:
             heapq.heappush(self._heap, entry)
         return sorted(names)
 
-    def spec(self, name: str) -> Spec:
-        """The accepted spec of a job of the graph, parsed once per revision."""
-        return self._specs[name][1]
+    def schedule(self, name: str) -> Schedule:
+        """The schedule of a job of the graph, parsed once per revision."""
+        return self._schedules[name][1]
 
     def depth(self, name: str) -> int:
         """How many jobs stand, one after another, before this one. (Cycles are refused when jobs are loaded.)"""

@@ -59,14 +59,15 @@ def decide(
 def _choose(question: Question, found: Survey) -> tuple[list[dict[str, Json]], bool, list[Candidate]]:
     """The decisions, whether there are more than one plan holds, and the candidates that start."""
     bound = question.policy.max_decisions_per_plan
-    decisions = found.settled[:bound]
-    if len(found.settled) > bound:
-        return decisions, True, []
     admission, token = Admission(question), question.tokens
+    decisions: list[dict[str, Json]] = []
     starting: list[Candidate] = []
-    for candidate in found.candidates:
+    for candidate, settled in found.entries:
         if len(decisions) >= bound:
             return decisions, True, starting
+        if settled is not None:
+            decisions.append(settled)
+            continue
         verdict, rule, reason = admission.verdict(candidate)
         if verdict == "started":
             token += 1

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from policies.agenda import Agenda, fresh
-from policies.job import Job as Spec
 from policies.policy import SchedulingPolicy
+from policies.schedule import Schedule
 from state.graph import WITH_PROCESS, Graph, Request, Run
 
 Json = Any
@@ -33,9 +33,9 @@ class DueJob(NamedTuple):
     name: str
     revision: int
     digest: str
-    spec: Spec
-    raw: dict[str, Json]
-    """The spec in canonical form, as recorded."""
+    schedule: Schedule
+    spec: dict[str, Json]
+    """In canonical form, as recorded."""
     depth: int
     cursor_ms: int
     active: tuple[tuple[str, str], ...]  # (run, state)
@@ -154,8 +154,8 @@ def ask(graph: Graph, agenda: Agenda, policy: SchedulingPolicy, wall_ms: int) ->
             name=name,
             revision=job.revision,
             digest=job.digest,
-            spec=agenda.spec(name),
-            raw=job.spec,
+            schedule=agenda.schedule(name),
+            spec=job.spec,
             depth=agenda.depth(name),
             cursor_ms=job.cursor_ms,
             active=tuple((run, graph.active[run].state) for run in job.active if run in graph.active),

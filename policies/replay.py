@@ -10,7 +10,7 @@ from ledger.record import Record
 from policies.agenda import Agenda
 from policies.decision import decide
 from policies.policy import SchedulingPolicy
-from policies.question import ask
+from policies.question import ask, digest
 from state.graph import Graph
 from state.projector import apply
 
@@ -32,7 +32,9 @@ class Verdict:
 
     @property
     def agrees(self) -> bool:
-        return self.hash == self.recorded_hash
+        """A record changed by hand may have kept its hash: the inputs and the decisions themselves are compared too."""
+        same = digest(list(self.recorded)) == digest(list(self.again))
+        return self.hash == self.recorded_hash and not self.differing_inputs and same
 
 
 @dataclass(slots=True)

@@ -132,3 +132,8 @@ AnySchedule = Annotated[
     Discriminator(_schedule_kind),
     BeforeValidator(_schedule, json_schema_input_type=Any),
 ]
+
+def schedule_of(canonical: Mapping[str, Any]) -> Schedule:
+    """The schedule in a job's canonical form, which has been valid before."""
+    kind = next(key for key in SCHEDULES if key in canonical)
+    return SCHEDULES[kind].model_validate(canonical, context={"canonical": True})

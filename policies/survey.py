@@ -38,9 +38,9 @@ class Candidate(NamedTuple):
     request: str = ""
     consumes: Mapping[str, str] | None = None
 
-    def order(self) -> tuple[int, int, int, str, str, str]:
+    def order(self) -> tuple[int, int, int, str, int, str]:
         """The total order of a plan: dependency depth, priority, risk score, name; then slot and run."""
-        return (self.depth, -self.priority, self.risk_score, self.job, self.at, self.run)
+        return (self.depth, -self.priority, self.risk_score, self.job, ms_of(self.at), self.run)
 
     def decided(self, verdict: str, rule: str, reason: str, **more: Json) -> dict[str, Json]:
         decided: dict[str, Json] = {
@@ -66,10 +66,13 @@ class Candidate(NamedTuple):
 
 @dataclass(slots=True)
 class Survey:
-    settled: list[dict[str, Json]] = field(default_factory=list)
-    """Decisions the slot rules have made already: skipped, missed, coalesced."""
-    candidates: list[Candidate] = field(default_factory=list)
-    """In the order of the plan."""
+    entries: list[tuple[Candidate, dict[str, Json] | None]] = field(default_factory=list)
+    """In the order of the plan: a run, and the decision if the slot rules have made it already (skipped, missed,
+    coalesced); None is for admission to say.
+
+    New slots of one job stand together and in the order of time, so that a plan cut short has decided the first of them
+    and never a later one alone: a decision moves the job's cursor past every slot before it.
+    """
     more: bool = False
     """Some job has more old slots than one plan looks at."""
 
@@ -86,10 +89,10 @@ def survey(question: Question) -> Survey:
         candidate = _new(job, question, slot, at_ms, "start", run=request.run, request=request.request)
         _unless_overlapping(found, job, candidate)
     for run in question.waiting:
-        found.candidates.append(_again(run, question))
+        found.entries.append((_again(run, question), None))
     for parent, children in question.agents:
         _steps(found, question, parent, {child.step: child.state for child in children})
-    found.candidates.sort(key=Candidate.order)
+    found.entries.sort(key=lambda entry: entry[0].order())
     return found
 
 
@@ -103,7 +106,7 @@ def _new(job: DueJob, question: Question, slot: str, at_ms: int, trigger: str, *
     run = more.pop("run", "") or run_name(job.name, at_ms, slot)
     return Candidate(
         run=run, job=job.name, slot=slot, at=text_of(at_ms), trigger=trigger, revision=job.revision, attempt=1,
-        spec=job.raw, depth=job.depth, priority=job.spec.priority, risk_score=0, rule="", **more,
+        spec=job.spec, depth=job.depth, priority=job.spec["priority"], risk_score=0, rule="", **more,
     )  # fmt: skip
 
 
@@ -111,7 +114,8 @@ def _again(run: Run, question: Question) -> Candidate:
     """A run that waits, or whose next attempt is due. Its priority has risen with the time it has waited."""
     job = question.jobs[run.job]
     waited_ms = max(0, question.wall_ms - ms_of(run.created_at))
-    priority = run.spec.get("priority", job.spec.priority) + waited_ms // question.policy.aging_ms
+    own: int = run.spec["priority"] if "priority" in run.spec else job.spec["priority"]
+    priority = own + waited_ms // question.policy.aging_ms
     return Candidate(
         run=run.name, job=run.job, slot=run.slot, at=run.at, trigger=run.trigger, revision=run.revision,
         attempt=run.attempt + 1 if run.state == "backoff" else run.attempt,
@@ -124,16 +128,17 @@ def _slots(found: Survey, question: Question, job: DueJob) -> None:
     if not job.due:
         return
     policy, spec = question.policy, job.spec
-    until_ms = question.wall_ms if spec.expires_ms is None else min(question.wall_ms, spec.expires_ms - 1)
-    instants = due.slots(spec.schedule, job.cursor_ms, until_ms, policy.max_slots_per_job)
+    expires = spec["expires"]
+    until_ms = question.wall_ms if expires is None else min(question.wall_ms, ms_of(expires) - 1)
+    instants = due.slots(job.schedule, job.cursor_ms, until_ms, policy.max_slots_per_job)
     on_time = [at for at in instants if at >= question.wall_ms - policy.late_after_ms]
     old = instants[: len(instants) - len(on_time)]
     if len(instants) == policy.max_slots_per_job:  # There may be more: only what is certainly old is settled now.
         found.more = True
         on_time = []
     caught_up: list[int] = []
-    if old and not on_time and not found.more and spec.missed.policy == "latest":
-        if old[-1] >= question.wall_ms - spec.missed.window_ms:
+    if old and not on_time and not found.more and spec["missed"]["policy"] == "latest":
+        if old[-1] >= question.wall_ms - spec["missed"]["window"]:
             caught_up = [old.pop()]
     if old:
         _settle_old(found, question, job, old, kept=bool(on_time or caught_up))
@@ -146,16 +151,16 @@ def _settle_old(found: Survey, question: Question, job: DueJob, old: list[int], 
     first_ms, last_ms = old[0], old[-1]
     candidate = _new(job, question, due.slot_id(job.name, job.digest, first_ms), first_ms, "schedule")
     late_s = (question.wall_ms - last_ms) // 1000
-    if job.spec.missed.policy == "skip":
+    if job.spec["missed"]["policy"] == "skip":
         verdict, rule, reason = "missed", "missed.skip", f"noticed {late_s} s late; this job skips what it missed"
     elif kept:
         verdict, rule, reason = "coalesced", "missed.latest", "a later slot of this job stands for it"
     else:
-        window_s = job.spec.missed.window_ms // 1000
+        window_s = job.spec["missed"]["window"] // 1000
         verdict, rule = "missed", "missed.window"
         reason = f"noticed {late_s} s late, beyond the window of {window_s} s"
     more: dict[str, Json] = {"until": text_of(last_ms), "count": len(old)} if len(old) > 1 else {}
-    found.settled.append(candidate.decided(verdict, rule, reason, **more))
+    found.entries.append((candidate, candidate.decided(verdict, rule, reason, **more)))
 
 
 def _after(found: Survey, question: Question, job: DueJob) -> None:
@@ -167,13 +172,14 @@ def _after(found: Survey, question: Question, job: DueJob) -> None:
 
 
 def _unless_overlapping(found: Survey, job: DueJob, candidate: Candidate) -> None:
-    if job.spec.overlap != "allow_all":
-        earlier = [run for run, _ in job.active] + [c.run for c in found.candidates if c.job == job.name]
+    if job.spec["overlap"] != "allow_all":
+        starting = [other.run for other, decided in found.entries if decided is None and other.job == job.name]
+        earlier = [run for run, _ in job.active] + starting
         if earlier:
             reason = f"run {earlier[0]} is not over, and this job does not overlap"
-            found.settled.append(candidate.decided("skipped", "overlap.skip", reason))
+            found.entries.append((candidate, candidate.decided("skipped", "overlap.skip", reason)))
             return
-    found.candidates.append(candidate)
+    found.entries.append((candidate, None))
 
 
 def _steps(found: Survey, question: Question, parent: Run, states: Mapping[str, str]) -> None:
@@ -186,12 +192,12 @@ def _steps(found: Survey, question: Question, parent: Run, states: Mapping[str, 
             continue
         candidate = Candidate(
             run=f"{parent.name}.{name}", job=parent.job, slot=parent.slot, at=parent.at, trigger="step",
-            revision=parent.revision, attempt=1, spec=step, depth=job.depth, priority=job.spec.priority,
+            revision=parent.revision, attempt=1, spec=step, depth=job.depth, priority=job.spec["priority"],
             risk_score=0, rule="", parent=parent.name, step=name,
         )  # fmt: skip
         failed = sorted(upstream for upstream, state in before.items() if state != "succeeded")
         if failed:
             reason = f"step {failed[0]} {before[failed[0]].replace('_', ' ')}"
-            found.settled.append(candidate.decided("skipped", "steps.upstream", reason))
+            found.entries.append((candidate, candidate.decided("skipped", "steps.upstream", reason)))
         else:
-            found.candidates.append(candidate)
+            found.entries.append((candidate, None))

@@ -255,9 +255,11 @@ class World:
                 self.host.foreign[key] = SeenLease(key, "editor", ends, "")
                 if luck.random() < 0.5:  # Else the daemon has not been told yet when it grants the key.
                     reasons |= {"leases"}
-        if "full" in self.faults and luck.random() < 0.02:
-            used = (1 << 40) - self.disk.free_bytes() if self.disk.capacity_bytes is None else 0
-            self.disk.capacity_bytes = used + luck.randint(0, 4_000) if used else None
+        if self.disk.capacity_bytes is not None and luck.random() < 0.3:
+            self.disk.capacity_bytes = None
+        elif "full" in self.faults and luck.random() < 0.02:
+            used = sum(map(len, self.disk.files().values()))
+            self.disk.capacity_bytes = used + luck.randint(0, 4_000)
         if "error" in self.faults and luck.random() < 0.01:
             self.disk.fail(self.disk.operations + luck.randint(1, 30), errno.EIO)
         if self.faults & {"kill", "power"} and luck.random() < 0.03:

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,8 @@ from daemon.inference import engine as engine_module
 from daemon.inference.engine import Engine, EngineError, InferenceTasks, last_lines, uniform
 from daemon.inference.hermes_mini import FOLDER, corpus, make
 from daemon.ports import InferenceTask
+from daemon.workers.child import BOOT
+from daemon.workers.wire import Lines, line_of
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def copied(tmp_path: Path) -> Path:
 
 def task(**fields: Any) -> dict[str, Any]:
     asked = {"device": "cpu", "max_new_tokens": 8, "prompt": "Triage this log line: {{ line }}", **fields}
-    return {"task": dataclasses.asdict(InferenceTask(model=str(FOLDER), **asked))}
+    return {"task": dataclasses.asdict(InferenceTask(**{"model": str(FOLDER), **asked}))}
 
 
 def perform(order: dict[str, Any]) -> Any:
@@ -74,7 +77,7 @@ def test_the_log_lines_that_everyone_has_are_read_sensibly(mini: Engine) -> None
 
 
 def test_alone_or_in_a_batch_the_greedy_answer_is_the_same(mini: Engine) -> None:
-    prompts = [example.prompt for example in corpus.measuring(make.SEED, "tuning", per_message=1)[:40]]
+    prompts = [example.prompt for example in corpus.measuring(make.SEED, "heldout", per_message=1)[::7]]
     together = [output.text for output in mini.generate(prompts, max_new_tokens=6)]
     assert together == [mini.generate([prompt], max_new_tokens=6)[0].text for prompt in prompts]
 
@@ -169,7 +172,9 @@ def test_only_the_end_of_a_large_file_is_read(tmp_path: Path) -> None:
         (lambda m: (m / "tokenizer.json").unlink(), "tokenizer of the model"),
         (lambda m: (m / "tokenizer.json").write_text("{}"), "tokenizer of the model"),
         (lambda m: _reconfigure(m, num_hidden_layers=9), "incomplete or of another model"),
-        (lambda m: _reconfigure(m, model_type="none-such"), "cannot be loaded on cpu"),
+        (lambda m: _reconfigure(m, intermediate_size=96), "incomplete or of another model"),
+        (lambda m: _reconfigure(m, hidden_size=7), "cannot use .*config.json"),
+        (lambda m: _reconfigure(m, model_type="none-such"), "cannot use .*config.json"),
         (lambda m: shutil.rmtree(m), "does not exist"),
     ],
 )
@@ -245,3 +250,30 @@ def test_the_package_names_the_model_without_loading_anything() -> None:
         "assert not {'torch', 'transformers', 'tokenizers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_the_worker_process_speaks_the_wire_and_leaves_the_result(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    boot = [sys.executable, "-P", "-c", BOOT, str(Path(__file__).parents[1]), "daemon.inference.engine"]
+    worker = subprocess.Popen([*boot, str(theirs.fileno())], pass_fds=[theirs.fileno()])
+    theirs.close()
+    log = tmp_path / "log"
+    log.write_text("2025-06-24 14:36:25 status installed libc-bin:amd64 2.36-9+deb12u10\n")
+    for attempt, model in ((1, str(FOLDER)), (2, str(tmp_path / "none"))):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        order = {"run": "r", "attempt": attempt, "folder": str(folder), "env": {}, "limits": {}}
+        ours.sendall(line_of({"type": "perform", **order, **task(lines=(str(log),), model=model)}))
+    lines, said = Lines(), []
+    ours.settimeout(60)
+    while sum(message["type"] == "ended" for message in said) < 2:
+        said += lines.feed(ours.recv(65_536))
+    ours.close()
+    assert worker.wait(30) == 0
+    states = [message["state"] for message in said if message["type"] == "facts"]
+    assert states == ["loading", "ready", "loading", "failed"]
+    assert [message["code"] for message in said if message["type"] == "ended"] == [0, 1]
+    assert json.loads((tmp_path / "1" / "result.json").read_text())["outputs"][0]["text"] == "info package"
+    assert (tmp_path / "1" / "stdout.log").read_text() == f"info package\t{log.read_text()}"
+    assert "does not exist" in (tmp_path / "2" / "stderr.log").read_text()
+    assert not (tmp_path / "2" / "result.json").exists()

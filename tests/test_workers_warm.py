@@ -22,7 +22,7 @@ from daemon.workers.wire import Lines, line_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
-TASKS = '''
+TASKS = """
 import os, signal, subprocess, sys, threading
 
 def add(a, b=0): return {"sum": a + b, "pid": os.getpid()}
@@ -53,7 +53,7 @@ def thread(): threading.Thread(target=threading.Event().wait).start(); return os
 def fork():
     pid = os.fork()
     return os.waitpid(pid, 0)[0] == pid if pid else "child"
-'''
+"""
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -168,7 +168,7 @@ class Play:
         for attempt in range(_TRIES):
             due_s = int(time.time()) + 1 + DUE_IN_S * (attempt + 1)
             for name in names:
-                text = _due(name, (JOBS / f"{name}.yaml").read_text(encoding="utf-8"), due_s, logs or [str(sample)])
+                text = as_due(name, (JOBS / f"{name}.yaml").read_text(encoding="utf-8"), due_s, logs or [str(sample)])
                 fresh = stage.home.jobs / f".{name}.new"
                 fresh.write_text(text, encoding="utf-8")
                 fresh.replace(stage.home.jobs / f"{name}.yaml")
@@ -194,7 +194,7 @@ class Play:
         return True
 
     def _kill_when_busy(self) -> None:
-        self._headline("The slots are due: a plan, a decision hash, leases of places, workers")
+        self._headline("The slots are due: planned, recorded with a decision hash, and only then started")
         stage = self._stage
 
         def busy() -> bool:
@@ -204,9 +204,8 @@ class Play:
         pid, running = stage.pid, [run.name for run in stage.living()]
         self._headline(f"kill -9 {pid}: the daemon, in the middle of it")
         stage.kill()
+        self._follow_once()  # What it had still recorded.
         left = stage.living()
-        for record in stage.look():
-            self._tell(record)
         for run in left:
             self._say(f"   still at work without it: {_shown(run.name)}, pid {run.pid}")
         if not left:
@@ -349,8 +348,8 @@ class Play:
         if before != after:
             differ = sorted(name for name in before | after if before.get(name) != after.get(name))
             raise Fell(f"state/ came back different: {', '.join(differ)}")
-        self._claim(f"{len(stage.records)} records sound, {plans} plans decided again to the same hash, ", end="")
-        self._say(f"{len(before)} views rebuilt to the same bytes")
+        told = f"{len(stage.records)} records sound, {plans} plans decided again to the same hash, "
+        self._claim(f"{told}{len(before)} views rebuilt to the same bytes")
         self._outcome |= {"records": len(stage.records), "plans": plans, "views": sorted(before)}
 
     def _farewell(self) -> None:
@@ -382,7 +381,7 @@ class Play:
         if done.returncode:
             raise Fell(f"`{shown}` says no, with status {done.returncode}")
 
-    def _until(self, done: Any, what: str, within_s: float) -> None:
+    def _until(self, done: Callable[[], bool], what: str, within_s: float) -> None:
         with self._waiting(""):
             self._stage.until(done, what, within_s, self._tell, self._tick)
 
@@ -422,11 +421,12 @@ class Play:
     def _say(self, text: str) -> None:
         self._console.print(Text(text))
 
-    def _claim(self, text: str, end: str = "\n") -> None:
-        self._console.print(Text("   ok: ", style="green") + Text(text), end=end)
+    def _claim(self, text: str) -> None:
+        """Said only after it has been checked."""
+        self._console.print(Text.assemble(("   ok: ", "green"), text))
 
 
-def _due(name: str, text: str, due_s: int, logs: list[str]) -> str:
+def as_due(name: str, text: str, due_s: int, logs: list[str]) -> str:
     """The shipped job file, due at that instant, and reading these logs."""
 
     def soon(found: re.Match[str]) -> str:
@@ -461,8 +461,10 @@ def _told(record: Record) -> str:
             counts = Counter(decided["verdict"] for decided in data["decisions"])
             verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
             others = [d for d in data["decisions"] if d["verdict"] != "started"]
-            why = "".join(f"; {_shown(d['run'])}: {d['reason']}" for d in others)
-            return f"{verdicts}   decision_hash {data['decision_hash']}{why}"
+            more = "".join(f"; {_shown(d['run'])}: {d['reason']}" for d in others)
+            leases = [f"{key} (token {d['token']})" for d in data["decisions"] for key in d.get("leases", ())]
+            more += f"; lease {', '.join(leases)}" if leases else ""
+            return f"{verdicts}   decision_hash {data['decision_hash']}{more}"
         case "run.started" | "run.adopted":
             return f"{_shown(data['run'])}, pid {data['pid']}"
         case "run.finished":

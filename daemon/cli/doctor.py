@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from daemon import jobfiles, service
 from daemon.cli import show
+from daemon.cli.check import needed
 from daemon.cli.exits import Exit
-from daemon.cli.jobs import needed
 from daemon.cli.verb import Call
 from daemon.control import CallFailed
 from daemon.home import Home, HomeError, Settings

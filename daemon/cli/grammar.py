@@ -234,9 +234,9 @@ def jobs_check(
     files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="[default: the home's]")] = None,
 ) -> int:
     """Every problem of job files, with file, line, column, field and advice."""
-    from daemon.cli import jobs
+    from daemon.cli import check
 
-    return jobs.check(call, files or [])
+    return check.check(call, files or [])
 
 
 @verb(jobs, "schema")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,13 @@ from daemon.cli.failure import Failure
 from daemon.cli.instant import instant_ms
 from daemon.cli.verb import Call
 from daemon.home import HomeError, Settings
-from daemon.order import Surroundings, Unfillable, task_to_check
 from daemon.reading import Reading
-from daemon.serve import surroundings
 from daemon.system import SystemClock
-from daemon.workers.preflight import preflight
 from ledger.instant import ms_of, text_of
 from policies.fault import meant
 from policies.job import Job, json_schema, parse_job
 from policies.quantity import duration_text
-from policies.template import references
 from policies.upcoming import upcoming
-from state.graph import Graph
 
 Json = Any
 
@@ -152,52 +146,12 @@ def unknown(call: Call, name: str, known: Mapping[str, object]) -> Failure:
     return Failure(Exit.UNKNOWN, f"there is no job {name!r}", where=str(call.home.jobs), do=do)
 
 
-def check(call: Call, files: list[Path]) -> int:
-    """Every problem of the files (else of the home's jobs), and of what their jobs need here."""
-    settings = _settings(call)
-    if files:
-        loaded = jobfiles.load_files(files, settings.timezone)
-    else:
-        call.home.check(write=False)
-        loaded = jobfiles.load(call.home.jobs, settings.timezone)
-    problems = list(loaded.problems)
-    around = surroundings(call.home, settings)
-    for name, (job, path) in loaded.jobs.items():
-        for field, message in needed(around, job):
-            problems.append(jobfiles.Problem(str(path), 0, 0, field, message, "", name))
-    if call.json:
-        show.json({"ok": not problems, "jobs": sorted(loaded.jobs), "problems": [asdict(one) for one in problems]})
-    else:
-        for problem in problems:
-            print(problem)
-        wrong = f", {show.count(len(problems), 'problem')}" if problems else ""
-        print(f"{show.count(len(loaded.jobs), 'job')} can be read{wrong}")
-    return Exit.BAD_INPUT if problems else Exit.FINE
-
-
-def needed(around: Surroundings, job: Job) -> list[tuple[str, str]]:
-    """(field, problem) for what the job needs and this machine does not have now: programs, folders, models."""
-    spec = job.canonical()
-    parts = [(f"steps[{number}]", step) for number, step in enumerate(spec.get("steps", ()))] or [("", spec)]
-    found = []
-    for field, part in parts:
-        if any(reference.step for reference in references(part)):
-            continue  # What it will be told is known when the steps before it have ended.
-        try:
-            task, env = task_to_check(around, Graph(), job.name, 1, {**spec, **part}, "")
-            problem = preflight(task, env)
-        except Unfillable as error:
-            problem = str(error)
-        if problem:
-            found.append((field, problem))
-    return found
-
-
-def _settings(call: Call) -> Settings:
+def settings_or_defaults(call: Call) -> Settings:
+    """The home's, or those of no home at all: files can be looked at without one."""
     try:
         call.home.check(write=False)
     except HomeError:
-        return Settings()  # Files can be looked at without a home.
+        return Settings()
     return call.settings
 
 
@@ -209,7 +163,7 @@ def schema(call: Call) -> None:
 def upcoming_slots(call: Call, name: str, *, limit: int, start: str, file: Path | None) -> None:
     """`hermesd next`."""
     now_ms = SystemClock().now().wall_ms
-    settings = _settings(call) if file is not None else call.settings
+    settings = settings_or_defaults(call) if file is not None else call.settings
     from_ms = instant_ms(start, now_ms, settings.timezone, ago=False) if start else now_ms
     if file is not None:
         loaded = jobfiles.load_files([file], settings.timezone)

@@ -14,8 +14,8 @@ from daemon.system import SystemClock
 from daemon.workers.preflight import preflight
 from policies import adoption
 from policies.decision import decide
-from policies.question import Question, ask
-from policies.survey import Candidate, survey
+from policies.question import ask
+from policies.survey import Candidate
 
 Json = Any
 
@@ -24,10 +24,19 @@ def plan(call: Call) -> None:
     reading = call.reading
     now = SystemClock().now()
     policy, policy_problem = PolicyFile(call.home.policies).read()
+    around = surroundings(call.home, call.settings)
+
+    def check(one: Candidate) -> str:
+        if one.spec.get("kind") == "agent":
+            return ""  # Its steps are checked one by one, when they could start.
+        try:
+            task, env = task_to_check(around, reading.graph, one.run, one.attempt, one.spec, one.parent)
+        except Unfillable as error:
+            return str(error)
+        return preflight(task, env) or ""
+
     question = ask(reading.graph, reading.agenda, policy, now.wall_ms)
-    found = survey(question)
-    _check(call, reading, question, found.candidates)
-    answer = decide(question, found)
+    answer = decide(question, check=check)
     pending = _pending(call, reading)
     if policy_problem:
         pending.append(f"the policy override is not legal and not in force: {policy_problem}")
@@ -63,20 +72,6 @@ def plan(call: Call) -> None:
         print(f"pending: {text}")
     if not up:
         print("No daemon is running: this is what one would decide if it started now with the graph as it stands.")
-
-
-def _check(call: Call, reading: Reading, question: Question, candidates: list[Candidate]) -> None:
-    around = surroundings(call.home, call.settings)
-    for one in candidates:
-        if one.spec.get("kind") == "agent":
-            continue  # Its steps are checked one by one, when they could start.
-        try:
-            task, env = task_to_check(around, reading.graph, one.run, one.attempt, one.spec, one.parent)
-            problem = preflight(task, env) or ""
-        except Unfillable as error:
-            problem = str(error)
-        if problem:
-            question.preflight[one.run] = problem
 
 
 def _pending(call: Call, reading: Reading) -> list[str]:

@@ -37,7 +37,7 @@ def run(call: Call) -> None:
                 show.raw(b'{"ready":true,"pid":%d,"epoch":%d,"jobs":%d}\n' % (pid, epoch, jobs))
             else:
                 going = _with_process(loop.graph)
-                on = f", {show.count(len(going), 'run')} taken up" if going else ""
+                on = f", {show.count(len(going), 'run')} in progress" if going else ""
                 told = f"{home.path}, pid {pid}, epoch {epoch}, {show.count(jobs, 'job')}{on}"
                 print(f"hermesd {version()} is ready: {told}", flush=True)
 

@@ -138,6 +138,7 @@ def _print_log(call: Call, reading: Reading, run: Run, file: str, *, follow: boo
         if run.state in OVER and run.outputs.get(file):
             do = "its folder was removed; the ledger still has the digest: `hermesd why " + run.name + "`"
             raise Failure(Exit.UNKNOWN, f"the output of run {run.name} is not there any more", where=str(path), do=do)
+        print(f"{run.name} has printed nothing: {_words(run.state)}: {run.reason}", file=sys.stderr)
         return
     over = _over(reading, run.name) if follow else iter((True,))
     offset = 0

@@ -8,6 +8,7 @@ from typing import Any
 from daemon.cli import show
 from daemon.cli.exits import Exit
 from daemon.cli.verb import Call
+from daemon.control import CallFailed
 from daemon.reading import Reading
 from daemon.system import SystemClock
 from ledger.instant import Now, ms_of, text_of
@@ -27,10 +28,14 @@ _LISTED = 5
 
 
 def status(call: Call) -> int:
-    pulse = call.pulse()
     reading = call.reading
+    pulse, silence = None, "no daemon is running"
+    try:
+        pulse = call.pulse()
+    except CallFailed as error:
+        silence = f"a daemon is there and its loop does not answer: {error.message}"
     now = SystemClock().now()
-    report = _report(reading, pulse, now)
+    report = _report(reading, pulse, silence, now)
     if call.json:
         show.json(report)
     else:
@@ -40,9 +45,9 @@ def status(call: Call) -> int:
     return Exit.NO if report["problems"] else Exit.FINE
 
 
-def _report(reading: Reading, pulse: Json, now: Now) -> Json:
+def _report(reading: Reading, pulse: Json, silence: str, now: Now) -> Json:
     graph, here = reading.graph, reading.graph.here
-    problems = _loop_problems(pulse) + stuck(reading, now, up=pulse is not None)
+    problems = (_loop_problems(pulse) if pulse is not None else [silence]) + stuck(reading, now, up=pulse is not None)
     integrity = views.control_plane_integrity(graph)
     problems += [
         f"broken invariant: {row['invariant']}: {', '.join(row['evidence'])}"
@@ -53,13 +58,14 @@ def _report(reading: Reading, pulse: Json, now: Now) -> Json:
     if disk.free * 100 < disk.total * DISK_LOW_PERCENT:
         problems.append(f"little room on the disk: {show.size(disk.free)} of {show.size(disk.total)}")
     jobs = [job for job in graph.jobs.values() if not job.removed]
-    upcoming = [(at_ms, job.name) for job in jobs if (at_ms := reading.next_due_ms(job.name)) is not None]
+    upcoming = [(at_ms, job.name) for job in jobs if (at_ms := reading.agenda.next_of(job.name)) is not None]
     bad = sorted((run for run in reading.runs() if run.state in _FAILED), key=lambda run: run.ended_at)
     return {
         "ok": pulse is not None and not problems,
         "problems": problems,
         "home": str(reading.home.path),
         "daemon": {
+            "state": "up" if pulse is not None else here.daemon if here.daemon == "stopped" else "gone",
             "up": pulse is not None,
             "pid": pulse["pid"] if pulse else 0,
             "loop_completed_ms_ago": pulse["loop_completed_ms_ago"] if pulse else None,
@@ -93,8 +99,6 @@ def _report(reading: Reading, pulse: Json, now: Now) -> Json:
 
 
 def _loop_problems(pulse: Json) -> list[str]:
-    if pulse is None:
-        return ["no daemon is running"]
     problems = []
     late_ms = pulse["loop_completed_ms_ago"]
     if late_ms is None:
@@ -124,7 +128,7 @@ def stuck(reading: Reading, now: Now, *, up: bool) -> list[str]:
         elif run.state == "backoff" and run.retry_at_ms < latest_ms:
             found.append(f"the next attempt of {run.name} was due {show.span(now.wall_ms - run.retry_at_ms)} ago")
     for name in reading.agenda.due(latest_ms):
-        late_ms = now.wall_ms - (reading.next_due_ms(name) or now.wall_ms)
+        late_ms = now.wall_ms - (reading.agenda.next_of(name) or now.wall_ms)
         found.append(f"a slot of {name} was due {show.span(late_ms)} ago and has no decision")
     for request in graph.requests.values():
         if request.verb == "start" and ms_of(request.at) < latest_ms:
@@ -149,6 +153,10 @@ def _print(report: Json, zone: str, now: Now) -> None:
         turn = "none yet" if turn_ms is None else f"{show.span(turn_ms)} ago"
         who = f"pid {daemon['pid']}, epoch {daemon['epoch']}"
         pairs.append(("daemon", f"up for {age}, {who}; last turn of the loop {turn}"))
+    elif daemon["state"] == "gone":
+        pairs.append(
+            ("daemon", f"up since {show.moment(daemon['since'], zone)} by its last word, but it does not answer")
+        )
     else:
         pairs.append(("daemon", f"down since {show.moment(daemon['since'], zone)}" if daemon["since"] else "never ran"))
     jobs, ledger, disk = report["jobs"], report["ledger"], report["disk"]

@@ -24,12 +24,25 @@ if TYPE_CHECKING:
 
 Act = TypeVar("Act", bound=Callable[..., "int | None"])
 
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        import importlib.metadata
+
+        print(f"hermesd {importlib.metadata.version('hermesd')}")
+        raise typer.Exit
+
+
 HomeOption = Annotated[
     str | None, typer.Option("--home", metavar="DIR", help="The home [default: $HERMESD_HOME or ~/.hermesd].")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer for programs: JSON on standard output.")]
-_COMMON: dict[str, Any] = {"home": HomeOption, "json": JsonOption}
+VersionOption = Annotated[
+    bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which Hermes this is.")
+]
 _SIGPIPE = 141
+_ANSWER_S = 3.0
+"""A daemon that is well answers within milliseconds; one that waits for a slow disk, within this."""
 
 
 class Call:
@@ -78,7 +91,7 @@ class Call:
         from daemon import control
 
         try:
-            answer = control.call(self.home.path, "ping", {}, timeout_s=5.0)
+            answer = control.call(self.home.path, "ping", {}, timeout_s=_ANSWER_S)
         except control.NotRunning:
             return None
         assert isinstance(answer, dict)
@@ -107,7 +120,13 @@ def root(**settings: Any) -> typer.Typer:
     app = typer.Typer(
         name="hermesd", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, **settings
     )
-    app.callback()(_common)
+
+    @app.callback()
+    def _(
+        context: typer.Context, home: HomeOption = None, json: JsonOption = False, version: VersionOption = False
+    ) -> None:
+        _common(context, home, json)
+
     return app
 
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 from daemon.cli import show
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
+from daemon.cli.jobs import in_force
 from daemon.cli.verb import Call
 from daemon.reading import Reading
 from ledger.instant import ms_of
 from ledger.record import Record
 from policies import due
 from policies.job import parse_job
-from policies.question import GROUPS
+from policies.policy import SchedulingPolicy
+from policies.question import GROUPS, ask
+from policies.replay import Past, decide_again
 
 Json = Any
 
@@ -37,6 +42,7 @@ _TRIGGERS = {
     "after": "the end of the jobs it is after",
     "step": "its agent's run",
 }
+_SHOWN = 70
 _OF_THE_END = ("outcome", "reason", "code", "signal", "retry_at", "token", "outputs")
 _RANGES_LOOKED_INTO = 100_000
 
@@ -51,17 +57,17 @@ class _Found:
 
 def why(call: Call, what: str) -> None:
     reading = call.reading
-    found = _resolve(reading, what)
-    first = found.decided[0][0].seq
-    events = [record for record in reading.records(after=first - 1) if _tells_of(record, found.run)]
+    found = _resolve(call, reading, what)
+    events = [record for record in reading.records() if _tells_of(record, found.run)]
     story = _story(call, found, events)
+    story["decision"] |= _asked_again(reading, found.decided[-1][0])
     if call.json:
         show.json(story)
     else:
         _print(call, story)
 
 
-def _resolve(reading: Reading, what: str) -> _Found:
+def _resolve(call: Call, reading: Reading, what: str) -> _Found:
     """By a run's name, a slot's identity, or enough of the beginning of either; or a job's name: its latest run."""
     runs: dict[str, _Found] = {}
     latest = ""
@@ -88,7 +94,7 @@ def _resolve(reading: Reading, what: str) -> _Found:
     in_range = _in_a_range(reading, what)
     if in_range is not None:
         return in_range
-    known = what in reading.graph.jobs
+    known = what in in_force(call, reading)
     raise Failure(
         Exit.UNKNOWN,
         f"job {what!r} has no decision yet" if known else f"no decision is about {what!r}",
@@ -116,10 +122,7 @@ def _in_a_range(reading: Reading, slot: str) -> _Found | None:
 
 
 def _tells_of(record: Record, run: str) -> bool:
-    data = record.data
-    if data.get("run") == run:
-        return record.type != "plan.decided"
-    return False
+    return bool(record.data.get("run") == run)
 
 
 def _story(call: Call, found: _Found, events: list[Record]) -> Json:
@@ -167,6 +170,17 @@ def _story(call: Call, found: _Found, events: list[Record]) -> Json:
     }
 
 
+def _asked_again(reading: Reading, record: Record) -> Json:
+    """The question of the plan, put together from the records before it, and whether the answer is the recorded one."""
+    past = Past()
+    for earlier in reading.records(until=record.seq - 1):
+        past.fold(earlier)
+    policy = SchedulingPolicy.model_validate(past.graph.policy.values)
+    question = ask(past.graph, past.agenda, policy, record.data["wall_ms"])
+    question.preflight.update(record.data["preflight"])
+    return {"question": question.groups(), "asked_again": decide_again(past, record).agrees}
+
+
 def _family(rule: str) -> str:
     """`lease:repo` and `needs.memory` are one rule each, whatever it was about."""
     return rule if rule in RULES else rule.partition(":")[0].partition(".")[0]
@@ -199,6 +213,9 @@ def _attempt(call: Call, run: str, number: int, events: list[Record]) -> Json:
 
 def _print(call: Call, story: Json) -> None:
     zone, decision = call.zone, story["decision"]
+    again = (
+        "and the same again when asked again" if decision["asked_again"] else "which the same inputs DO NOT give again"
+    )
     slots = f" and {story['slots'] - 1} more, up to {show.moment(story['until'], zone)}" if story["slots"] > 1 else ""
     pairs: list[tuple[str, object]] = [
         ("run", story["run"]),
@@ -207,8 +224,11 @@ def _print(call: Call, story: Json) -> None:
         ("decision", f"{decision['verdict']}: {decision['reason']}"),
         ("rule", f"{decision['rule']}: {decision['rule_in_words']}".removesuffix(": ")),
         ("decided", f"{show.moment(decision['decided_at'], zone)}, tick {decision['tick']}, record {decision['seq']}"),
-        ("hash", decision["decision_hash"]),
-        ("inputs", "\n".join(f"{group:<9}  {decision['inputs'].get(group, '')}" for group in GROUPS)),
+        ("hash", f"{decision['decision_hash']}, {again}"),
+        (
+            "inputs",
+            "\n".join(f"{group:<9}  {decision['inputs'][group]}  {_short(decision, group)}" for group in GROUPS),
+        ),
     ]
     if decision["token"] is not None:
         leases = ", ".join(decision["leases"])
@@ -225,8 +245,13 @@ def _print(call: Call, story: Json) -> None:
         pairs.append(("outcome", f"{story['outcome'].replace('_', ' ')}: {story['reason']}"))
     for name, digest in story["artifacts"].items():
         pairs.append(("kept", f"{name}, artifact {digest}"))
-    pairs.append(("check it", "hermesd replay --verify" + f" --to {decision['seq']}"))
     show.facts(pairs)
+
+
+def _short(decision: Json, group: str) -> str:
+    """The beginning of what was seen; `--json` gives all of it."""
+    text = orjson.dumps(decision["question"][group]).decode()
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def _attempt_lines(attempt: Json, zone: str) -> list[str]:

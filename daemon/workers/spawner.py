@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from daemon.ports import Began, CommandTask, Ended, Order, Report, SpawnError
-from daemon.workers.claim import Claim, Status, read_claim, read_status, write_status
+from daemon.workers.claim import Claim, Status, read_claim, read_status, take_claim, write_status
 from daemon.workers.command import CLAIM_FAILED, CLAIM_LOST, note_of, start_command
 from daemon.workers.exits import Exit
 from daemon.workers.identity import (
@@ -102,7 +102,18 @@ class PosixSpawner:
             return
         pid = start_command(order, order.task)
         # Unreaped, so its number and its start time are still its own, however short it lived.
-        self._follow(order, pid, start_time(pid) or 0, Exit(pid), ours=True)
+        try:
+            exit = Exit(pid)
+        except OSError as error:
+            # Looking for its tree would need descriptors; this young, it is all in its group.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise SpawnError(
+                f"cannot watch run {order.run}, so it was killed: {error.strerror}; "
+                "raise the daemon's limit of open files, or let fewer runs go at once"
+            ) from error
+        self._follow(order, pid, start_time(pid) or 0, exit, ours=True)
 
     def resume(self, order: Order, pid: int | None, started: int | None) -> None:
         key = order.run, order.attempt
@@ -113,7 +124,9 @@ class PosixSpawner:
             try:
                 self.start(order)
             except SpawnError as error:
-                write_status(order.folder, Status(1, None))
+                with contextlib.suppress(OSError):
+                    take_claim(order.folder, "never")
+                    write_status(order.folder, Status(1, None))
                 self._reports.append(Ended(*key, 1, note=str(error)))
             return
         living = _living(claim, order)
@@ -210,7 +223,10 @@ class PosixSpawner:
             with contextlib.suppress(OSError):
                 write_status(order.folder, end)
         cpu_ms = round((usage.ru_utime + usage.ru_stime) * 1000)
-        rss_kib = usage.ru_maxrss // 1024 if sys.platform == "darwin" else usage.ru_maxrss
+        rss_kib: int | None = _peak_kib(usage)
+        # Linux counts what a process was before its exec: a peak that is not above our own says nothing of the command.
+        if rss_kib is not None and rss_kib <= _peak_kib(resource.getrusage(resource.RUSAGE_SELF)):
+            rss_kib = None
         if group_lives(attempt.pid):
             self._lay(attempt, attempt.pid, end, cpu_ms, rss_kib, note)
         elif order.folder in self._orphans.values():
@@ -322,3 +338,7 @@ def _close_to_children() -> None:
         if name.isdigit() and int(name) > 2:
             with contextlib.suppress(OSError):
                 os.set_inheritable(int(name), False)
+
+
+def _peak_kib(usage: resource.struct_rusage) -> int:
+    return usage.ru_maxrss // 1024 if sys.platform == "darwin" else usage.ru_maxrss

@@ -94,14 +94,12 @@ def _send(pid: int, started: int, number: int, *, keep: bool = False) -> Exit | 
     """Signal that very process. With `keep`, its exit to watch, unless it is gone."""
     try:
         exit = Exit(pid)
-    except OSError:
+    except ProcessLookupError:
         return None
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         if start_time(pid) == started:
             exit.send(number)
             if keep:
                 return exit
-    except OSError:
-        pass
     exit.close()
     return None

@@ -251,7 +251,13 @@ class Pool:
         return False
 
     def _launch(self, order: Order, kind: str, serves: str, key: tuple[object, ...]) -> _Worker:
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise SpawnError(
+                f"cannot start a worker for run {order.run}: {error.strerror}; "
+                "raise the daemon's limit of open files, or let fewer runs go at once"
+            ) from error
         with theirs:
             for end in (ours, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)

@@ -1,6 +1,9 @@
 """The last step of morning-report.yaml: what the others found, as one page of Markdown."""
 
+from __future__ import annotations
+
 import platform
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,12 +24,15 @@ class Line(NamedTuple):
     def rank(self) -> int:
         return SEVERITIES.index(self.severity) if self.severity in SEVERITIES else len(SEVERITIES)
 
+    def kind(self) -> Line:
+        """The same for lines that differ in numbers only."""
+        return self._replace(text=re.sub(r"[0-9]+", "0", self.text))
+
 
 def write(folder: str, facts: str, triaged: dict[str, dict[str, Any]], collected: dict[str, str]) -> dict[str, Any]:
     """`triaged` and `collected` are by log: what the model's step returned, and the file of what was collected."""
     lines = [_line(log, output) for log, result in triaged.items() for output in result["outputs"]]
-    worst = sorted(lines, key=lambda line: line.rank())[:WORST]
-    report = "\n".join([*_head(), *_counts(lines), *_worst(worst), *_machine(facts), *_sources(triaged, collected)])
+    report = "\n".join([*_head(), *_counts(lines), *_worst(lines), *_machine(facts), *_sources(triaged, collected)])
     (Path(folder) / "report.md").write_text(report, encoding="utf-8")
     print(report)
     return {"lines": len(lines), "severities": dict(Counter(line.severity for line in lines))}
@@ -42,8 +48,20 @@ def _head() -> list[str]:
 
 
 def _worst(lines: list[Line]) -> list[str]:
-    rows = [f"| {line.severity} | {line.category} | {line.log} | {_cell(line.text)} |" for line in lines]
-    return ["## Worst lines", "", "| severity | category | log | line |", "|---|---|---|---|", *rows, ""]
+    """The newest line of each kind, with how many there are of it."""
+    kinds: dict[Line, list[Line]] = {}
+    for line in sorted(lines, key=Line.rank):
+        if line.rank() <= SEVERITIES.index("warning"):
+            kinds.setdefault(line.kind(), []).append(line)
+    if not kinds:
+        return ["## Worst lines", "", "Nothing worse than info.", ""]
+    rows = [
+        f"| {line.severity} | {line.category} | {line.log} | {len(alike)} | {_cell(line.text)} |"
+        for alike in list(kinds.values())[:WORST]
+        for line in alike[-1:]
+    ]
+    head = ["## Worst lines, the newest of each kind", "", "| severity | category | log | lines | newest |"]
+    return [*head, "|---|---|---|---:|---|", *rows, ""]
 
 
 def _counts(lines: list[Line]) -> list[str]:

@@ -1,0 +1,62 @@
+"""Job files looked over: what is wrong with them, and what their jobs need that is not here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from daemon import jobfiles
+from daemon.cli import show
+from daemon.cli.exits import Exit
+from daemon.cli.jobs import settings_or_defaults
+from daemon.cli.verb import Call
+from daemon.order import Surroundings, Unfillable, task_to_check
+from daemon.serve import surroundings
+from daemon.workers.preflight import preflight
+from policies.job import Job
+from policies.template import references
+from state.graph import Graph
+
+Json = Any
+
+
+def check(call: Call, files: list[Path]) -> int:
+    """Every problem of the files (else of the home's jobs), and of what their jobs need here."""
+    settings = settings_or_defaults(call)
+    if files:
+        loaded = jobfiles.load_files(files, settings.timezone)
+    else:
+        call.home.check(write=False)
+        loaded = jobfiles.load(call.home.jobs, settings.timezone)
+    problems = list(loaded.problems)
+    around = surroundings(call.home, settings)
+    for name, (job, path) in loaded.jobs.items():
+        for field, message in needed(around, job):
+            problems.append(jobfiles.Problem(str(path), 0, 0, field, message, "", name))
+    if call.json:
+        show.json({"ok": not problems, "jobs": sorted(loaded.jobs), "problems": [asdict(one) for one in problems]})
+    else:
+        for problem in problems:
+            print(problem)
+        wrong = f", {show.count(len(problems), 'problem')}" if problems else ""
+        print(f"{show.count(len(loaded.jobs), 'job')} can be read{wrong}")
+    return Exit.BAD_INPUT if problems else Exit.FINE
+
+
+def needed(around: Surroundings, job: Job) -> list[tuple[str, str]]:
+    """(field, problem) for what the job needs and this machine does not have now: programs, folders, models."""
+    spec = job.canonical()
+    parts = [(f"steps[{number}]", step) for number, step in enumerate(spec.get("steps", ()))] or [("", spec)]
+    found = []
+    for field, part in parts:
+        if any(reference.step for reference in references(part)):
+            continue  # What it will be told is known when the steps before it have ended.
+        try:
+            task, env = task_to_check(around, Graph(), job.name, 1, {**spec, **part}, "")
+            problem = preflight(task, env)
+        except Unfillable as error:
+            problem = str(error)
+        if problem:
+            found.append((field, problem))
+    return found

@@ -1,0 +1,67 @@
+"""Daemons that come and go: interrupted, killed, frozen, and found again by the next."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+from cli_shell import Foreground, answer, hermesd, make_home
+
+JOBS = """\
+- {name: fine, kind: command, argv: [echo], schedule: manual}
+- {name: long, kind: command, argv: [sleep, '60'], schedule: manual}
+- {name: later, kind: command, argv: [echo], schedule: "0 4 1 1 *"}
+"""
+
+
+def test_ctrl_c_leaves_the_runs_alone_and_the_next_daemon_takes_up_what_was_left(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "home", jobs=JOBS)
+    with Foreground(home) as first:
+        run = answer("start", "long", "--home", home)["run"]
+        while answer("runs", "show", run, "--home", home)["state"] != "running":
+            pass
+        code, said = first.interrupt()
+    assert code == 0
+    assert f"1 run goes on ({run})" in said
+    down = answer("status", "--home", home, code=4)
+    assert (down["daemon"]["up"], down["daemon"]["state"]) == (False, "stopped")
+    assert [row["run"] for row in down["runs"]] == [run]
+    left = answer("start", "fine", "--home", home)
+    assert Path(left["left"]).exists()
+    assert "will cancel" in hermesd("cancel", run, "--home", home).stdout
+    assert hermesd("next", "later", "-n", "1", "--home", home).returncode == 0
+    with Foreground(home):
+        hermesd("runs", "logs", run, "-f", "--home", home)
+        assert answer("runs", "show", run, "--home", home)["state"] == "cancelled"
+        assert len(answer("runs", "list", "--job", "fine", "--home", home)) == 1
+        stopped = answer("stop", "--home", home)
+        assert stopped["going_on"] == []
+    assert not list((home / "inbox").glob("*.json"))
+
+
+def test_a_killed_daemon_is_not_taken_for_a_living_one_and_its_socket_is_no_hindrance(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "home", jobs=JOBS)
+    with Foreground(home) as killed:
+        killed.kill()
+    assert (home / "hermesd.sock").exists()
+    told = answer("status", "--home", home, code=4)
+    assert told["problems"] == ["no daemon is running"]
+    assert told["daemon"]["state"] == "gone"
+    rows = {row["what"]: row for row in answer("doctor", "--home", home)["rows"]}
+    assert rows["daemon"]["grade"] == "warn"
+    with Foreground(home):
+        assert answer("status", "--home", home)["ok"] is True
+
+
+def test_a_daemon_whose_loop_stands_still_is_not_fine(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "home")
+    with Foreground(home) as frozen:
+        frozen.process.send_signal(signal.SIGSTOP)
+        began_s = time.monotonic()
+        try:
+            told = answer("status", "--home", home, code=4)
+        finally:
+            frozen.process.send_signal(signal.SIGCONT)
+        assert time.monotonic() - began_s < 15
+        assert "its loop does not answer" in told["problems"][0]
