@@ -25,6 +25,7 @@ class SimClock:
         self.wall_ns = wall_ms * 1_000_000
         self.boot_ns = 1_000_000_000
         self.boots = 1
+        self.lived_ns = 0
 
     @property
     def boot_id(self) -> str:
@@ -37,6 +38,7 @@ class SimClock:
     def advance_ns(self, ns: int) -> None:
         self.wall_ns += ns
         self.boot_ns += ns
+        self.lived_ns += ns
 
 
 @dataclass(slots=True)

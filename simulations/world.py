@@ -225,8 +225,7 @@ class World:
         try:
             self._start()
             self._run_loop(frozenset({"start"}))
-            end_ns = self.clock.wall_ns + int(self.hours * 3600e9)
-            while self.clock.wall_ns < end_ns:
+            while self.clock.lived_ns < self.hours * 3600e9:
                 self._step()
             self._calm_down()
             self._check_past()

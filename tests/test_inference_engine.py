@@ -89,6 +89,8 @@ def test_a_draw_depends_on_seed_prompt_and_place_alone(mini: Engine) -> None:
     assert batch[0] == mini.generate(prompts[:1], seed=7, **how)[0].text
     assert batch == [output.text for output in mini.generate(prompts, seed=7, **how)]
     assert batch != [output.text for output in mini.generate(prompts, seed=8, **how)]
+    first, second = mini.generate(prompts[:1] * 2, seed=7, **how)
+    assert first.text != second.text
     assert uniform(1, 2, 3) == uniform(1, 2, 3) != uniform(1, 2, 4)
 
 

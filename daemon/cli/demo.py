@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ class Play:
                 fresh = stage.home.jobs / f".{name}.new"
                 fresh.write_text(text, encoding="utf-8")
                 fresh.replace(stage.home.jobs / f"{name}.yaml")
-            self._until(lambda due_s=due_s: self._defined(names, due_s), "the three jobs were read", ADOPTED_WITHIN_S)
+            self._until(partial(self._defined, names, due_s), "the three jobs were read", ADOPTED_WITHIN_S)
             if all(ms_of(self._definitions(name)[-1].ts) < due_s * 1000 for name in names):
                 break  # Else a slot lies before its job's definition, and was never promised: this machine is busy.
         else:
