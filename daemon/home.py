@@ -31,7 +31,7 @@ TEMPLATE = f"""\
 #   big: /srv/models/qwen-7b-instruct
 
 # Variables that runs get from the daemon's environment. They get no others but those their job sets.
-# environment: [{', '.join(_ENVIRONMENT)}]
+# environment: [{", ".join(_ENVIRONMENT)}]
 """
 
 

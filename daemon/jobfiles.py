@@ -6,13 +6,16 @@ A broken file breaks its own jobs and no others.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orjson
+
 from daemon.document import FieldPath, Marks, Unreadable, read_document
-from policies import catalog
+from policies import adoption, catalog
 from policies.fault import Fault
 from policies.job import InvalidJob, Job, parse_job
 
@@ -129,3 +132,24 @@ def _refuse_canonical(raw: Json) -> Json:
 def _located(file: Path, marks: Marks, root: FieldPath, fault: Fault, job: str | None) -> Problem:
     line, column = marks.at((*root, *fault.path))
     return Problem(str(file), line, column, fault.field, fault.message, fault.advice, job)
+
+
+def accepted(loaded: Loaded, folder: Path) -> tuple[dict[str, adoption.Accepted], list[adoption.Problem]]:
+    """What was loaded from `folder`, as the planner takes it: files by their names alone, the folder as FOLDER."""
+    jobs = {
+        name: adoption.Accepted(job.digest(), job.canonical(), path.name) for name, (job, path) in loaded.jobs.items()
+    }
+    problems = [
+        adoption.Problem(
+            adoption.FOLDER if p.file == str(folder) else Path(p.file).name,
+            p.line, p.column, p.field, p.message, p.advice,
+        )
+        for p in loaded.problems
+    ]  # fmt: skip
+    return jobs, problems
+
+
+if __name__ == "__main__":
+    # As `daemon.jobloader` starts it: FOLDER ZONE; the answer is one JSON object.
+    jobs_folder = Path(sys.argv[1])
+    sys.stdout.buffer.write(orjson.dumps(accepted(load(jobs_folder, sys.argv[2]), jobs_folder), default=tuple))

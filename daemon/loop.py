@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from daemon.order import Surroundings, Unfillable, order_of, task_to_check
-from daemon.ports import Began, Clock, CommandTask, Ended, InferenceTask, PythonTask, Report, SpawnError, Spawner
+from daemon.ports import Began, Clock, CommandTask, Ended, InferenceTask, PythonTask, Report, Spawner, SpawnError
 from ledger.artifacts import Artifacts
 from ledger.disk import Disk
 from ledger.errors import Full
@@ -24,7 +24,6 @@ from ledger.segment import Writer
 from policies import adoption, foreign
 from policies.agenda import Agenda
 from policies.decision import decide
-from policies.job import Job as Spec
 from policies.outcome import judge
 from policies.policy import SchedulingPolicy
 from policies.question import ask
@@ -95,7 +94,8 @@ class Doors:
     leases: Leases
     outputs: Outputs
     requests: Callable[[], Sequence[Asked]]
-    jobs: Callable[[], tuple[Mapping[str, tuple[Spec, str]], list[adoption.Problem]]]
+    jobs: Callable[[], tuple[Mapping[str, adoption.Accepted], list[adoption.Problem]]]
+    """What the job files say, as last read."""
     policy: Callable[[], tuple[SchedulingPolicy, str]]
     """The policy in force and what is wrong with the override ("" if nothing; then it is the last good one)."""
     resources: Callable[[], dict[str, Json]]
@@ -129,7 +129,7 @@ class Loop:
         self.completed: Now | None = None
 
     def begin(self) -> None:
-        """Take the ledger, replay it, and take up what earlier daemons left running. The ledger's errors come through."""
+        """Take the ledger, replay it, take up what earlier daemons left running. The ledger's errors come through."""
         now = self.doors.clock.now()
         self.ledger = Ledger.open(self.doors.disk, self._writer, now)
         self._replay()
@@ -148,7 +148,7 @@ class Loop:
                 self._resume(run)
 
     def tick(self, reasons: frozenset[str] = frozenset()) -> bool:
-        """look -> plan -> record -> act -> view. True if something was recorded: then there may be more to do at once."""
+        """look -> plan -> record -> act -> view. True if something was recorded: there may be more to do at once."""
         now = self.doors.clock.now()
         reasons, self._again = reasons | self._again, frozenset()
         self._look(now, reasons)
@@ -196,7 +196,7 @@ class Loop:
         if "policies" in reasons:
             self.policy, self._policy_problem = self.doors.policy()
             self._adopt_policy(now)
-        if reasons & {"jobs", "reload"}:
+        if "jobs" in reasons:
             self._adopt_jobs(now)
         for name, attempt, token, key, holder in self._refused:
             data = {"run": name, "attempt": attempt, "token": token, "key": key, "holder": holder}

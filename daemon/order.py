@@ -129,7 +129,7 @@ def _model(around: Surroundings, name: str) -> Path:
 
 
 def models_of(home: Path, named: Mapping[str, str], user_home: Path) -> dict[str, Path]:
-    """Every model that a job can name without a path: the embedded one, the folders in `models/`, the settings' aliases."""
+    """Every model that a job can name without a path: the embedded one, the folders in `models/`, the aliases."""
     models = {"hermes-mini": HERMES_MINI}
     if (home / "models").is_dir():
         models |= {entry.name: entry for entry in sorted((home / "models").iterdir()) if entry.is_dir()}

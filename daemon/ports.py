@@ -21,7 +21,7 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CommandTask:
-    """Run a program: argv as given, never through a shell (`shell: true` has already become ["/bin/sh", "-c", text])."""
+    """Run a program: argv as given, never through a shell (`shell:` has become ["/bin/sh", "-c", text] before)."""
 
     argv: tuple[str, ...]
     cwd: str
@@ -70,7 +70,9 @@ class Order:
     folder: str  # absolute; runs/<run>/<attempt>
     task: CommandTask | PythonTask | InferenceTask
     env: Mapping[str, str] = field(default_factory=dict)
-    limits: Mapping[str, int] = field(default_factory=dict)  # open_files, file_size (bytes), cpu_seconds, memory (bytes)
+    limits: Mapping[str, int] = field(
+        default_factory=dict
+    )  # open_files, file_size (bytes), cpu_seconds, memory (bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class Began:
     run: str
     attempt: int
     pid: int
-    started: int  # the process's start time, as `daemon.workers.identity.start_time` gives it: (pid, started) names a process
+    started: int  # start time as `daemon.workers.identity.start_time` gives it: (pid, started) names a process
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ class Spawner(Protocol):
         one after the other, runs it once. Reports follow by `collect`. SpawnError if it cannot be started."""
 
     def resume(self, order: Order, pid: int | None, started: int | None) -> None:
-        """After a restart: take up an attempt that an earlier daemon granted. Whatever became of it follows by `collect`:
+        """After a restart: take up an attempt that an earlier daemon granted. What became of it follows by `collect`:
         Began if it lives (or if it never began and is begun now), Ended if it is over."""
 
     def stop(self, run: str, attempt: int, *, force: bool) -> None:

@@ -16,8 +16,8 @@ Json = Any
 
 
 def sample(home: Path) -> dict[str, Json]:
-    """The data of `resources.sampled`: whole amounts as they are, free ones rounded down to a sixteenth of the whole, so
-    that only a change that can matter is news."""
+    """The data of `resources.sampled`: whole amounts as they are, free ones rounded down to a sixteenth of the whole,
+    so that only a change that can matter is news."""
     memory = psutil.virtual_memory()
     disk = shutil.disk_usage(home)
     return {

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import hashlib
 import importlib.metadata
 import os
 import platform
 import socket
 import zoneinfo
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from daemon import jobfiles, notify, resources
+from daemon import notify, resources
 from daemon.control import Asked, ControlServer, Request, done, take
 from daemon.home import Home, Settings
+from daemon.jobloader import JobLoader
 from daemon.leases import LeaseFolder, Me
 from daemon.loop import Doors, Loop
 from daemon.order import Surroundings, models_of
@@ -27,8 +31,6 @@ from daemon.wake import Waker
 from daemon.workers.preflight import preflight
 from daemon.workers.spawner import PosixSpawner
 from ledger.segment import Writer
-from policies import adoption
-from policies.job import Job
 from policies.policy import SchedulingPolicy, adopt
 
 Json = Any
@@ -105,6 +107,13 @@ def surroundings(home: Home, settings: Settings) -> Surroundings:
     return Surroundings(home.path, Path.home(), environment(settings), models_of(home.path, named, Path.home()))
 
 
+def _give_back_memory() -> None:
+    """Starting reads the ledger and every job file; what that took is not needed again."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # a C library without it keeps what it has
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class Daemon:
     """One home's daemon, in the main thread of its process."""
 
@@ -114,6 +123,9 @@ class Daemon:
         self.clock = SystemClock()
         self.waker = Waker()
         self.spawner = PosixSpawner(self.waker.watch, self.waker.unwatch)
+        self._loader = JobLoader(
+            home.jobs, self.settings.timezone, self.waker.watch, self.waker.unwatch, lambda: self.waker.poke("jobs")
+        )
         self._asked: list[Asked] = []
         self._control: ControlServer | None = None
         pid = os.getpid()
@@ -125,7 +137,7 @@ class Daemon:
             leases=LeaseFolder(home.leases, self.clock, me),
             outputs=OutputFolder(home.runs),
             requests=self._requests,
-            jobs=self._jobs,
+            jobs=self._loader.found,
             policy=PolicyFile(home.policies).read,
             resources=lambda: resources.sample(home.path),
             preflight=preflight,
@@ -144,9 +156,7 @@ class Daemon:
             "zone": self.settings.timezone,
             "tzdb": tzdb_version(),
         }
-        writer = Writer(
-            host=host, boot_id=self.clock.boot_id, pid=pid, started=me.started or 0, code=version()
-        )
+        writer = Writer(host=host, boot_id=self.clock.boot_id, pid=pid, started=me.started or 0, code=version())
         self.loop = Loop(doors, surroundings(home, self.settings), writer, started)
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
@@ -155,7 +165,7 @@ class Daemon:
         self.loop.begin()
         self._control = ControlServer(self.home.path, self.waker)
         for folder, reason in (
-            (self.home.jobs, "jobs"),
+            (self.home.jobs, "job files"),
             (self.home.policies, "policies"),
             (self.home.leases, "leases"),
             (self.home.inbox, "inbox"),
@@ -173,6 +183,7 @@ class Daemon:
                 reasons = frozenset()
             if not told_ready:
                 told_ready = True
+                _give_back_memory()
                 notify.tell("READY=1")
                 ready()
             # The loop itself says that it lives, so that one that hangs is noticed.
@@ -187,6 +198,7 @@ class Daemon:
         """Give back what was opened; the workers go on."""
         if self._control is not None:
             self._control.close()
+        self._loader.close()
         self.spawner.close()
         self.waker.close()
 
@@ -194,20 +206,13 @@ class Daemon:
         self.spawner.housekeep(self.clock.now().boot_ms)
         if "housekeeping" in reasons and self._control is not None:
             self._control.housekeep()
-            for folder, reason in ((self.home.jobs, "jobs"), (self.home.leases, "leases")):
+            for folder, reason in ((self.home.jobs, "job files"), (self.home.leases, "leases")):
                 folder.mkdir(mode=0o700, exist_ok=True)
                 self.waker.watch_folder(folder, reason)
+        if reasons & {"job files", "reload"}:
+            self._loader.again()
         if "inbox" in reasons:
             self._take_inbox()
-
-    def _jobs(self) -> tuple[dict[str, tuple[Job, str]], list[adoption.Problem]]:
-        loaded = jobfiles.load(self.home.jobs, self.settings.timezone)
-        jobs = {name: (job, path.name) for name, (job, path) in loaded.jobs.items()}
-        problems = [
-            adoption.Problem(Path(p.file).name, p.line, p.column, p.field, p.message, p.advice)
-            for p in loaded.problems
-        ]
-        return jobs, problems
 
     def _requests(self) -> list[Asked]:
         asked, self._asked = self._asked, []

@@ -56,9 +56,7 @@ class Ledger:
         self._good_bytes = 0
 
     @classmethod
-    def open(
-        cls, disk: Disk, writer: Writer, now: Now, *, folder: str = FOLDER, anywhere: bool = False
-    ) -> Ledger:
+    def open(cls, disk: Disk, writer: Writer, now: Now, *, folder: str = FOLDER, anywhere: bool = False) -> Ledger:
         """Take the lock, recover, claim a new epoch and open its segment; durable once this returns.
 
         Locked if another process has it open; Corrupt if a person must decide; NotLocal on a network or FUSE file

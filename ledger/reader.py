@@ -120,9 +120,7 @@ class Walk:
 
     def _corrupt(self, segment: Segment, offset: int, reason: str, last_good: int) -> Corrupt:
         first_good = min(self._first_good, last_good)
-        return Corrupt(
-            f"{self._folder}/{segment.name}", offset, reason, first_good=first_good, last_good=last_good
-        )
+        return Corrupt(f"{self._folder}/{segment.name}", offset, reason, first_good=first_good, last_good=last_good)
 
 
 def proof_of_more(place: Place, tail: bytes, marks: Mapping[str, Watermark]) -> str:

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ledger.record import Draft
-from policies.job import Job as Spec
 from state.events import draft
 from state.graph import Graph, Rejection
 
 Json = Any
+
+FOLDER = "."
+"""In a problem: the folder of job files as a whole. Then no job is known to be gone."""
 
 
 class Problem(NamedTuple):
@@ -24,8 +26,16 @@ class Problem(NamedTuple):
     advice: str
 
 
-def changes(graph: Graph, jobs: Mapping[str, tuple[Spec, str]], problems: Iterable[Problem]) -> list[Draft]:
-    """From the files as loaded (job name -> spec and source file, and all problems) to events.
+class Accepted(NamedTuple):
+    """A job as a file says it now: the digest of its spec, the spec in canonical form, and the file's name."""
+
+    digest: str
+    spec: dict[str, Json]
+    source: str
+
+
+def changes(graph: Graph, jobs: Mapping[str, Accepted], problems: Iterable[Problem]) -> list[Draft]:
+    """From the files as loaded (by job name, and all problems) to events.
 
     A job whose file has a problem now, and which is not among the loaded, keeps its last good version.
     """
@@ -33,21 +43,20 @@ def changes(graph: Graph, jobs: Mapping[str, tuple[Spec, str]], problems: Iterab
     for problem in problems:
         wrong.setdefault(problem.file, []).append(problem._asdict())
     drafts = []
-    for name, (spec, source) in sorted(jobs.items()):
+    for name, (digest, spec, source) in sorted(jobs.items()):
         known = graph.jobs.get(name)
-        digest = spec.digest()
         if known is not None and not known.removed and known.digest == digest:
             continue
         data = {
             "job": name,
             "revision": known.revision + 1 if known else 1,
             "digest": digest,
-            "spec": spec.canonical(),
+            "spec": spec,
             "source": source,
         }
         drafts.append(draft("job.changed" if known else "job.defined", f"job/{name}", data))
     for name, job in sorted(graph.jobs.items()):
-        if name not in jobs and not job.removed and job.source not in wrong:
+        if name not in jobs and not job.removed and not {job.source, FOLDER} & wrong.keys():
             drafts.append(draft("job.removed", f"job/{name}", {"job": name, "source": job.source}))
     rejected = {node.source: node for node in graph.nodes.values() if isinstance(node, Rejection)}
     for source, found in sorted(wrong.items()):

@@ -108,8 +108,13 @@ class Agenda:
         return self._schedules[name][1]
 
     def depth(self, name: str) -> int:
-        """How many jobs stand, one after another, before this one. (Cycles are refused when jobs are loaded.)"""
-        return 1 + max(map(self.depth, self._dependencies[name])) if self._dependencies.get(name) else 0
+        """How many jobs stand, one after another, before this one."""
+        return self._depth(name, ())
+
+    def _depth(self, name: str, above: tuple[str, ...]) -> int:
+        # Jobs loaded together have no cycle; one that keeps its last good version may close one with others' new ones.
+        before = [other for other in self._dependencies.get(name, ()) if other not in above]
+        return max((1 + self._depth(other, (*above, name)) for other in before), default=0)
 
     def ready(self) -> list[str]:
         """Names of `after` jobs all of whose dependencies have a run they have not answered, sorted."""

@@ -1,4 +1,4 @@
-"""The scheduling policy: the parameters of every decision. Defaults stand in `policies/defaults/scheduling.yaml` only."""
+"""The scheduling policy: the parameters of every decision. Defaults: `policies/defaults/scheduling.yaml`, only."""
 
 from __future__ import annotations
 

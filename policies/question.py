@@ -20,7 +20,9 @@ from state.graph import WITH_PROCESS, Graph, Request, Run
 
 Json = Any
 
-VOLATILE = frozenset({"tick", "boot_ms", "since", "sampled_at", "pid", "process_started", "cpu_ms", "rss_kib", "folder"})
+VOLATILE = frozenset(
+    {"tick", "boot_ms", "since", "sampled_at", "pid", "process_started", "cpu_ms", "rss_kib", "folder"}
+)
 """Fields that may differ between two askings of the same question: times of measuring, durations, process ids,
 temporary paths, raw latencies. They are dropped wherever they stand before anything is hashed; nothing else is."""
 
@@ -177,4 +179,3 @@ def ask(graph: Graph, agenda: Agenda, policy: SchedulingPolicy, wall_ms: int) ->
         tzdb=here.tzdb,
         code=here.code,
     )
-

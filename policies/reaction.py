@@ -32,9 +32,12 @@ def react(graph: Graph, now: Now) -> list[Draft]:
         elif overdue_ms(run) is not None and now.boot_ms >= overdue_ms(run):  # type: ignore[operator]
             why = "timeout" if run.state == "running" else run.stopping_why
             follows.append(_stopping(run, why, "hermesd", force=run.state == "stopping"))
-        elif run.spec.get("kind") == "agent" and run.state in ("running", "stopping"):
-            if (ended := _agent_end(graph, run, now)) is not None:
-                follows.append(ended)
+        elif (
+            run.spec.get("kind") == "agent"
+            and run.state in ("running", "stopping")
+            and (ended := _agent_end(graph, run, now)) is not None
+        ):
+            follows.append(ended)
     return follows
 
 

@@ -133,6 +133,7 @@ AnySchedule = Annotated[
     BeforeValidator(_schedule, json_schema_input_type=Any),
 ]
 
+
 def schedule_of(canonical: Mapping[str, Any]) -> Schedule:
     """The schedule in a job's canonical form, which has been valid before."""
     kind = next(key for key in SCHEDULES if key in canonical)

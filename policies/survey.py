@@ -137,9 +137,9 @@ def _slots(found: Survey, question: Question, job: DueJob) -> None:
         found.more = True
         on_time = []
     caught_up: list[int] = []
-    if old and not on_time and not found.more and spec["missed"]["policy"] == "latest":
-        if old[-1] >= question.wall_ms - spec["missed"]["window"]:
-            caught_up = [old.pop()]
+    latest = spec["missed"]["policy"] == "latest" and not found.more and not on_time
+    if latest and old and old[-1] >= question.wall_ms - spec["missed"]["window"]:
+        caught_up = [old.pop()]
     if old:
         _settle_old(found, question, job, old, kept=bool(on_time or caught_up))
     for at_ms in caught_up + on_time:

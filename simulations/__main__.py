@@ -1,6 +1,6 @@
-"""`python -m simulations --seeds 2000`: make-believe lives of the daemon, in parallel; the first violation is shown whole.
+"""`python -m simulations --seeds 2000`: make-believe lives of the daemon, in parallel.
 
-Exit status 0: every invariant held in every life. 1: one did not; the message ends with the command that shows it again.
+Exit status 0: every invariant held in every life. 1: one did not; it is shown with the command that shows it again.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def main() -> int:
                 print(f"\r{done} lives, {done / (time.monotonic() - began):.0f} a second ", end="", file=sys.stderr)
     took = time.monotonic() - began
     hours = asked.seeds * asked.hours
-    print(f"{done} lives of {asked.hours:g} h, {steps} effects: every invariant held ({took:.0f} s, {hours / took:.1f} h/s)")
+    summary = f"{done} lives of {asked.hours:g} h, {steps} effects"
+    print(f"{summary}: every invariant held ({took:.0f} s, {hours / took:.1f} simulated h/s)")
     return 0
 
 

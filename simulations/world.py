@@ -23,9 +23,9 @@ from ledger.reader import read
 from ledger.segment import Writer
 from ledger.verify import verify
 from policies import due
-from policies.adoption import Problem
+from policies.adoption import Accepted, Problem
 from policies.foreign import SeenLease
-from policies.job import Job, parse_job
+from policies.job import parse_job
 from policies.policy import SchedulingPolicy
 from policies.replay import Past, verify_decisions
 from simulations.disk import PowerCut, SimDisk
@@ -75,7 +75,7 @@ class World:
         self.clock = SimClock(START_MS)
         self.host = Host(self.clock, Random(f"{self.seed} host"))
         self.disk = SimDisk(self.seed, short_writes=self._bad_luck.random() < 0.3)
-        self.jobs: dict[str, tuple[Job, str]] = {}
+        self.jobs: dict[str, Accepted] = {}
         self.asked: list[Asked] = []
         self.acknowledged: set[str] = set()
         self.requests = 0
@@ -118,7 +118,11 @@ class World:
                         {"name": "c", "kind": "command", "argv": ["work"], "after": ["a", "b"], "timeout": "30s"},
                     ],
                 }
-            self.jobs[name] = (parse_job(raw, "UTC"), f"{name}.yaml")
+            self._write(name, raw)
+
+    def _write(self, name: str, raw: Json) -> None:
+        job = parse_job(raw)
+        self.jobs[name] = Accepted(job.digest(), job.canonical(), f"{name}.yaml")
 
     def _ask(self, verb: str, args: Mapping[str, Json]) -> None:
         self.requests += 1
@@ -136,7 +140,7 @@ class World:
     # One life of the daemon.
 
     def _doors(self, spawner: SimSpawner) -> Doors:
-        def jobs() -> tuple[Mapping[str, tuple[Job, str]], list[Problem]]:
+        def jobs() -> tuple[Mapping[str, Accepted], list[Problem]]:
             return self.jobs, []
 
         def set_timer(wall_ms: int | None) -> None:
@@ -284,9 +288,7 @@ class World:
             self._ask("cancel", {"run": chance.choice(sorted(self.loop.graph.active))})
         elif kind < 0.8 and "edit" in self.faults:
             name = chance.choice(sorted(self.jobs))
-            raw = self.jobs[name][0].canonical()
-            raw["priority"] = chance.randint(0, 100)
-            self.jobs[name] = (parse_job(raw), f"{name}.yaml")
+            self._write(name, {**self.jobs[name].spec, "priority": chance.randint(0, 100)})
             self._run_loop(frozenset({"jobs"}))
 
     def _calm_down(self) -> None:

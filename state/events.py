@@ -81,7 +81,7 @@ class Problem(_Closed):
 
 
 class JobRejected(_Closed):
-    """All that is wrong with one job file, replacing what was said of it before. The last good version keeps running."""
+    """All that is wrong with one job file, replacing what was said before. The last good version keeps running."""
 
     source: str
     problems: list[Problem]
@@ -287,7 +287,7 @@ BY_THE_LEDGER = frozenset({"segment.open", "ledger.recovered"})
 
 
 class IllegalEvent(Exception):
-    """An event outside the vocabulary, or one that does not say what its type must say. A bug of ours, never a user's."""
+    """An event outside the vocabulary, or one that does not say what its type must say: a bug of ours."""
 
 
 @cache

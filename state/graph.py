@@ -14,9 +14,7 @@ from ledger.chain import Head
 
 Json = Any
 
-OVER = frozenset(
-    {"succeeded", "failed", "timed_out", "cancelled", "lost", "skipped", "missed", "coalesced", "blocked"}
-)
+OVER = frozenset({"succeeded", "failed", "timed_out", "cancelled", "lost", "skipped", "missed", "coalesced", "blocked"})
 """The states a run never leaves."""
 
 WITH_PROCESS = frozenset({"granted", "running", "stopping"})
@@ -186,9 +184,7 @@ HERE = "node/here"
 POLICY = "policy/scheduling"
 SEEN = "requests"
 
-NOTHING_KNOWN = Node(
-    HERE, "", "", 0, "stopped", 0, 0, "", "", "", "", "UTC", "", 0, 0, 0, 0, 0, 0, 0, 0, "", 0, 0, {}
-)
+NOTHING_KNOWN = Node(HERE, "", "", 0, "stopped", 0, 0, "", "", "", "", "UTC", "", 0, 0, 0, 0, 0, 0, 0, 0, "", 0, 0, {})
 
 
 class Edge(NamedTuple):

@@ -93,7 +93,7 @@ class _Change:
                 self.drop(lease.id)
 
     def over(self, run: Run) -> None:
-        """A run has reached a state it never leaves: account for it with its job, and forget the oldest beyond `keep`."""
+        """A run has reached a state it never leaves: account for it with its job, and forget the oldest of them."""
         self.put(run._replace(spec={}))
         self.release(run)
         here = self.here()
@@ -181,8 +181,8 @@ def _job_defined(change: _Change, data: Any) -> None:
         change.put(
             Job(
                 id=f"job/{name}", name=name, revision=data["revision"], digest=data["digest"], spec=data["spec"],
-                source=data["source"], defined_seq=record.seq, cursor_ms=now_ms, consumed=consumed, finished={}, active=(),
-                kept=(), last_outcome="", last_success_at="", failures_in_row=0, removed=False,
+                source=data["source"], defined_seq=record.seq, cursor_ms=now_ms, consumed=consumed, finished={},
+                active=(), kept=(), last_outcome="", last_success_at="", failures_in_row=0, removed=False,
             )
         )  # fmt: skip
         return
@@ -227,7 +227,9 @@ def _resources_sampled(change: _Change, data: Any) -> None:
 
 def _lease_seen(change: _Change, data: Any) -> None:
     key = data["key"]
-    change.put(Lease(f"lease/{key}", key, data["holder"], 0, True, change.record.ts, data["expires_boot_ms"], data["note"]))
+    change.put(
+        Lease(f"lease/{key}", key, data["holder"], 0, True, change.record.ts, data["expires_boot_ms"], data["note"])
+    )
 
 
 def _lease_released(change: _Change, data: Any) -> None:
@@ -255,7 +257,13 @@ def _plan_decided(change: _Change, data: Any) -> None:
     change.put(change.here()._replace(tick=data["tick"], tokens=tokens))
     change.put(
         Decision(
-            f"decision/{record.seq}", record.seq, data["tick"], record.ts, data["decision_hash"], data["inputs"], verdicts
+            f"decision/{record.seq}",
+            record.seq,
+            data["tick"],
+            record.ts,
+            data["decision_hash"],
+            data["inputs"],
+            verdicts,
         )
     )
     if len(graph.decisions) >= DECISIONS_KEPT:
@@ -328,7 +336,10 @@ def _run_stopping(change: _Change, data: Any) -> None:
     run, boot_ms = change.run(data["run"]), change.record.mt // 1_000_000
     change.put(
         run._replace(
-            state="stopping", stopping_boot_ms=boot_ms, stopping_why=run.stopping_why or data["why"], forced=data["force"]
+            state="stopping",
+            stopping_boot_ms=boot_ms,
+            stopping_why=run.stopping_why or data["why"],
+            forced=data["force"],
         )
     )
 
@@ -364,9 +375,7 @@ def _run_fenced(change: _Change, data: Any) -> None:
 
 def _requested(change: _Change, verb: str, data: Any, job: str) -> None:
     request, record = data["request"], change.record
-    change.put(
-        Request(f"request/{request}", request, verb, job, data["run"], record.ts, data["actor"], data["reason"])
-    )
+    change.put(Request(f"request/{request}", request, verb, job, data["run"], record.ts, data["actor"], data["reason"]))
     _remember(change, request)
 
 
@@ -429,8 +438,8 @@ class Unknown(Exception):
 
     def __init__(self, record: Record) -> None:
         super().__init__(
-            f"event {record.seq} has type {record.type!r} (version {record.tv}), which this version of Hermes does not know;"
-            " read this home with the version that wrote it, or a newer one"
+            f"event {record.seq} has type {record.type!r} (version {record.tv}), which this Hermes does not"
+            " know; read this home with the version that wrote it, or a newer one"
         )
 
 

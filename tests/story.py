@@ -13,9 +13,9 @@ from ledger.ledger import Ledger
 from ledger.reader import read
 from ledger.record import Draft, Record
 from ledger.segment import Writer
-from policies.adoption import changes
+from policies.adoption import Accepted, changes
 from policies.decision import Plan, decide
-from policies.job import Job, parse_job
+from policies.job import parse_job
 from policies.policy import SchedulingPolicy, adopt
 from policies.question import Question, ask
 from policies.reaction import finished, react
@@ -41,7 +41,7 @@ class Story:
         for record in read(self.disk):
             self.past.fold(record)
         self.policy: SchedulingPolicy = adopt(DEFAULTS, policy)
-        self.jobs: dict[str, tuple[Job, str]] = {}
+        self.jobs: dict[str, Accepted] = {}
         self.record(
             draft("policy.adopted", "policy", {"digest": self.policy.digest(), "policy": self.policy.model_dump()})
         )
@@ -76,7 +76,8 @@ class Story:
         raw = {"name": name, "kind": "command", "schedule": schedule} | fields
         if raw["kind"] == "command":
             raw.setdefault("argv", ["true"])
-        self.jobs[name] = (parse_job(raw), f"{name}.yaml")
+        job = parse_job(raw)
+        self.jobs[name] = Accepted(job.digest(), job.canonical(), f"{name}.yaml")
         self.adopt()
 
     def remove(self, name: str) -> None:

@@ -19,9 +19,9 @@ import pytest
 
 from daemon import jobfiles
 from daemon.cli import demo
+from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
-from daemon.cli.verb import Call
 from daemon.workers import identity
 from policies import due
 from policies.job import parse_job

@@ -20,9 +20,9 @@ STANDALONE = ROOT / "ledger" / "standalone.py"
 """The one file of a pure room that reads the disk: it shares no code with us, so that it can be held against us."""
 
 DOORS = {
-    "asyncio", "ctypes", "fcntl", "getpass", "glob", "http", "io", "mmap", "multiprocessing", "os", "pathlib", "platform",
-    "psutil", "random", "secrets", "select", "selectors", "shutil", "socket", "ssl", "subprocess", "sys", "tempfile",
-    "threading", "time", "urllib", "uuid", "filelock", "watchdog", "apscheduler", "tzlocal",
+    "asyncio", "ctypes", "fcntl", "getpass", "glob", "http", "io", "mmap", "multiprocessing", "os", "pathlib",
+    "platform", "psutil", "random", "secrets", "select", "selectors", "shutil", "socket", "ssl", "subprocess", "sys",
+    "tempfile", "threading", "time", "urllib", "uuid", "filelock", "watchdog", "apscheduler", "tzlocal",
 }  # fmt: skip
 READS_THE_WORLD = {("datetime", "now"), ("datetime", "today"), ("datetime", "utcnow"), ("date", "today")}
 
@@ -114,6 +114,8 @@ def test_nothing_in_the_tree_names_a_path_of_one_machine() -> None:
         name
         for name in listed.stdout.decode().split("\0")
         if name.endswith((".py", ".md", ".toml", ".yaml", ".txt", "Makefile"))
-        and (here + "/" in (text := (ROOT / name).read_text(errors="replace")) or (len(home) > 2 and home + "/" in text))
+        and (
+            here + "/" in (text := (ROOT / name).read_text(errors="replace")) or (len(home) > 2 and home + "/" in text)
+        )
     ]
     assert named == []

@@ -218,8 +218,14 @@ def test_another_model_loads_by_the_same_path(tmp_path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(tmp_path)
     LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=32, bos_token_id=None, eos_token_id=None,
+            vocab_size=50,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=32,
+            bos_token_id=None,
+            eos_token_id=None,
         )
     ).save_pretrained(tmp_path)
     other = Engine.load(str(tmp_path), device="cpu", dtype="bfloat16")

@@ -348,7 +348,9 @@ class Audit:
         assert false == {}, "a run did not end as its job does"
         retried = {key: end for key, end in self.codes.items() if self.of[key[0]] == "again" and key[1] < 3}
         assert all(end == ("failed", 4) for end in retried.values()), retried
-        assert all(count == 1 for count in (self.attempts | self.granted).values()), "an attempt was granted or ended twice"
+        assert all(count == 1 for count in (self.attempts | self.granted).values()), (
+            "an attempt was granted or ended twice"
+        )
 
     def _check_slots(self) -> None:
         for name, period_ms in PERIODS_MS.items():
@@ -357,7 +359,9 @@ class Audit:
             first_ms = (self.defined_ms[name] // period_ms + 1) * period_ms
             expected_ms = first_ms
             for begin_ms, end_ms in ranges:
-                assert begin_ms == expected_ms, f"a slot of {name} has no decision, or two: {begin_ms}, not {expected_ms}"
+                assert begin_ms == expected_ms, (
+                    f"a slot of {name} has no decision, or two: {begin_ms}, not {expected_ms}"
+                )
                 expected_ms = end_ms + period_ms
 
     def _check_witness(self, witness: list[str]) -> None:

@@ -60,7 +60,7 @@ def test_a_timestamp_has_microseconds_and_never_rounds_up(wall_ns: int) -> None:
 
 
 def test_every_flip_of_every_byte_of_a_line_is_seen() -> None:
-    line = line_of(Draft("a.b", "c/1", {"t": "é\n\"", "p": "0" * 32, "h": [1.5, -0.0, 2**63]}, id="x", corr="y"))[:-1]
+    line = line_of(Draft("a.b", "c/1", {"t": 'é\n"', "p": "0" * 32, "h": [1.5, -0.0, 2**63]}, id="x", corr="y"))[:-1]
     for index in range(len(line)):
         for flip in (0x01, 0x20, 0x80, 0xFF):
             changed = bytearray(line)

@@ -1,4 +1,4 @@
-"""The planner: what starts, what waits, what is skipped, in which order, and that its hash tells one question from another."""
+"""The planner: what starts, waits or is skipped, in which order; and its hash tells one question from another."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from story import Story
 
+from ledger.reader import read
 from policies.decision import decide
 from policies.question import GROUPS, VOLATILE, Question, canonical, digest
 from policies.replay import verify_decisions
-from ledger.reader import read
 
 EVERY_MINUTE = {"every": "1m"}
 

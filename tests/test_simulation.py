@@ -130,5 +130,4 @@ ABLATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 def test_without_a_safeguard_some_life_fails(safeguard: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ABLATIONS[safeguard](monkeypatch)
     with pytest.raises((Violation, Impossible)):
-        for seed in range(60):
-            live(seed, hours=HOURS, faults=ALL)
+        [live(seed, hours=HOURS, faults=ALL) for seed in range(60)]

@@ -179,4 +179,4 @@ def test_the_integrity_view_holds_and_names_what_does_not() -> None:
     del story.graph.leases["k"]
     broken = VIEWS["control_plane_integrity"](story.graph)
     assert not broken["holds"]
-    assert [row["evidence"] for row in broken["invariants"] if not row["holds"]][0][0].endswith(": k")
+    assert next(row["evidence"] for row in broken["invariants"] if not row["holds"])[0].endswith(": k")

@@ -8,9 +8,9 @@ from typing import Any
 
 from daemon import jobfiles
 from daemon.cli import show
+from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.jobs import settings_or_defaults
-from daemon.cli.verb import Call
 from daemon.order import Surroundings, Unfillable, task_to_check
 from daemon.serve import surroundings
 from daemon.workers.preflight import preflight

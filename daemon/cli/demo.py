@@ -25,9 +25,9 @@ from rich.table import Table
 from rich.text import Text
 
 from daemon.cli import show
+from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
-from daemon.cli.verb import Call
 from daemon.demo.stage import ENDINGS, ROOT, Fell, Stage
 from daemon.home import Home
 from daemon.system import OsDisk

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 from daemon import jobfiles, service
 from daemon.cli import show
+from daemon.cli.call import Call
 from daemon.cli.check import needed
 from daemon.cli.exits import Exit
-from daemon.cli.verb import Call
 from daemon.control import CallFailed
 from daemon.home import Home, HomeError, Settings
 from daemon.serve import PolicyFile, surroundings, tzdb_version, version

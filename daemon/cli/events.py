@@ -12,10 +12,10 @@ from typing import Any
 import orjson
 
 from daemon.cli import show
+from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
 from daemon.cli.instant import instant_ms
-from daemon.cli.verb import Call
 from daemon.reading import RawLines
 from daemon.system import SystemClock
 from ledger.instant import ms_of

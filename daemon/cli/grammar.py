@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from daemon.cli.call import Call
 from daemon.cli.exits import TABLE
-from daemon.cli.verb import Call, group, root, verb
+from daemon.cli.verb import group, root, verb
 
 Limit = Annotated[int, typer.Option("-n", "--limit", min=1, metavar="N", help="At most so many.")]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is recorded.")]

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 from daemon.cli import show
+from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
-from daemon.cli.verb import Call
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "jobs"
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from daemon import jobfiles
 from daemon.cli import show
+from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
 from daemon.cli.instant import instant_ms
-from daemon.cli.verb import Call
 from daemon.home import HomeError, Settings
 from daemon.reading import Reading
 from daemon.system import SystemClock

@@ -6,9 +6,9 @@ import getpass
 from collections.abc import Sequence
 
 from daemon.cli import show
+from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
-from daemon.cli.verb import Call
 from daemon.leases import KEY, Held, LeaseFolder, Me, lease_exec
 from daemon.system import SystemClock
 from policies.fault import BadValue

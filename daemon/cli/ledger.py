@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from daemon.cli import show
+from daemon.cli.call import Call
 from daemon.cli.exits import Exit
-from daemon.cli.verb import Call
 from daemon.reading import Reading
 from ledger.artifacts import Artifacts
 from ledger.chain import Head

@@ -6,7 +6,7 @@ from typing import Any
 
 from daemon import jobfiles
 from daemon.cli import show
-from daemon.cli.verb import Call
+from daemon.cli.call import Call
 from daemon.order import Unfillable, task_to_check
 from daemon.reading import Reading
 from daemon.serve import PolicyFile, surroundings
@@ -76,12 +76,7 @@ def plan(call: Call) -> None:
 
 def _pending(call: Call, reading: Reading) -> list[str]:
     """What the job files say that no daemon has taken up, and wishes that wait in the inbox."""
-    loaded = jobfiles.load(call.home.jobs, call.settings.timezone)
-    jobs = {name: (job, path.name) for name, (job, path) in loaded.jobs.items()}
-    problems = [
-        adoption.Problem(p.file.rpartition("/")[2], p.line, p.column, p.field, p.message, p.advice)
-        for p in loaded.problems
-    ]
+    jobs, problems = jobfiles.accepted(jobfiles.load(call.home.jobs, call.settings.timezone), call.home.jobs)
     told = [f"{event.type} {event.subject}" for event in adoption.changes(reading.graph, jobs, problems)]
     waiting = [name for name in reading.disk.list("inbox") if name.endswith(".json") and not name.startswith(".")]
     if waiting:

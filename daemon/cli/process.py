@@ -1,4 +1,8 @@
-"""The daemon as a process: `hermesd run` in the foreground, `hermesd stop` from beside it."""
+"""The daemon as a process: `hermesd run` in the foreground, `hermesd stop` from beside it.
+
+`run` becomes `python -m daemon.cli.process HOME`: the same process, without the command line's own modules, which a
+daemon would carry along for as long as it lives.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,9 @@ from datetime import datetime
 
 from daemon import control
 from daemon.cli import show
+from daemon.cli.call import Call, exit_code
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
-from daemon.cli.verb import Call
 from daemon.serve import Daemon, version
 from daemon.workers import identity
 from state.graph import WITH_PROCESS, Graph
@@ -22,6 +26,12 @@ _LOOK_AGAIN_S = 0.02
 
 
 def run(call: Call) -> None:
+    words = [sys.executable, "-P", "-m", "daemon.cli.process", str(call.home.path), *(["--json"] if call.json else [])]
+    sys.stdout.flush()
+    os.execv(sys.executable, words)
+
+
+def serve(call: Call) -> None:
     home = call.home
     home.check(write=True)
     home.make()
@@ -91,3 +101,8 @@ def _say(text: str) -> None:
     stamp = "" if "JOURNAL_STREAM" in os.environ else datetime.now().astimezone().strftime("%H:%M:%S ")
     with contextlib.suppress(BrokenPipeError):
         print(f"{stamp}hermesd: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    _call = Call(sys.argv[1], "--json" in sys.argv[2:])
+    sys.exit(exit_code(_call, lambda: serve(_call)))

@@ -11,9 +11,9 @@ from typing import Any
 
 from daemon import control
 from daemon.cli import show
+from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
-from daemon.cli.verb import Call
 from daemon.reading import Reading
 from ledger.instant import ms_of
 from ledger.reader import Tail

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from daemon import service
 from daemon.cli import show
+from daemon.cli.call import Call
 from daemon.cli.exits import Exit
-from daemon.cli.verb import Call
 
 
 def install(call: Call) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import orjson
 
 from daemon.cli import show
+from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
-from daemon.cli.verb import Call
 from daemon.reading import Reading
 from policies.fault import meant
 from state import views

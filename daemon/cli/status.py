@@ -6,8 +6,8 @@ import shutil
 from typing import Any
 
 from daemon.cli import show
+from daemon.cli.call import Call
 from daemon.cli.exits import Exit
-from daemon.cli.verb import Call
 from daemon.control import CallFailed
 from daemon.reading import Reading
 from daemon.system import SystemClock

@@ -1,4 +1,4 @@
-"""A verb of the command line: the options every verb has, its errors and its exit status.
+"""A verb of the command line: the options every verb has.
 
 Only typer and the standard library are imported here, so that `hermesd --help` stays quick; everything a verb needs is
 imported when it is called.
@@ -7,20 +7,12 @@ imported when it is called.
 from __future__ import annotations
 
 import inspect
-import os
-import sys
 from collections.abc import Callable
-from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from daemon.cli.exits import Exit
-from daemon.cli.failure import Failure, failure_of
-
-if TYPE_CHECKING:
-    from daemon.home import Home, Settings
-    from daemon.reading import Reading
+from daemon.cli.call import Call, exit_code
 
 Act = TypeVar("Act", bound=Callable[..., "int | None"])
 
@@ -40,62 +32,6 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Answer for programs: J
 VersionOption = Annotated[
     bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which Hermes this is.")
 ]
-_SIGPIPE = 141
-_ANSWER_S = 3.0
-"""A daemon that is well answers within milliseconds; one that waits for a slow disk, within this."""
-
-
-class Call:
-    """What every verb is given: the home it is about, and who reads the answer."""
-
-    def __init__(self, home: str | None, json: bool) -> None:
-        self._home, self.json = home, json
-
-    @property
-    def home_given(self) -> bool:
-        """Whether the home was named on the command line, so that advice must name it too."""
-        return self._home is not None
-
-    @cached_property
-    def home(self) -> Home:
-        """Nothing of it is looked at yet."""
-        from daemon.home import Home
-
-        return Home.find(self._home)
-
-    @cached_property
-    def settings(self) -> Settings:
-        return self.home.settings()
-
-    @property
-    def zone(self) -> str:
-        """The zone that people read times in: the home's, else this machine's."""
-        from daemon.home import HomeError, Settings
-
-        try:
-            return self.settings.timezone
-        except HomeError:
-            return Settings().timezone
-
-    @cached_property
-    def reading(self) -> Reading:
-        """The home as its files tell it. HomeError if there is none."""
-        from daemon.cli.show import Progress
-        from daemon.reading import Reading
-
-        self.home.check(write=False)
-        return Reading(self.home, Progress("reading the ledger"))
-
-    def pulse(self) -> dict[str, Any] | None:
-        """How the daemon says it is; None if none runs. CallFailed if one is there and does not answer."""
-        from daemon import control
-
-        try:
-            answer = control.call(self.home.path, "ping", {}, timeout_s=_ANSWER_S)
-        except control.NotRunning:
-            return None
-        assert isinstance(answer, dict)
-        return answer
 
 
 def group(parent: typer.Typer, name: str, help: str) -> typer.Typer:
@@ -138,7 +74,7 @@ def verb(app: typer.Typer, name: str, **settings: Any) -> Callable[[Act], Act]:
 
         def run(context: typer.Context, home: str | None, json: bool, **values: Any) -> None:
             call = _remember(context, home, json)
-            code = _exit_code(call, lambda: act(call, **values))
+            code = exit_code(call, lambda: act(call, **values))
             if code:
                 raise typer.Exit(int(code))
 
@@ -156,32 +92,3 @@ def verb(app: typer.Typer, name: str, **settings: Any) -> Callable[[Act], Act]:
         return act
 
     return register
-
-
-def _exit_code(call: Call, act: Callable[[], int | None]) -> int:
-    try:
-        code = act() or 0
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain once more when it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _SIGPIPE
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return Exit.INTERRUPTED
-    except Exception as error:
-        failure = failure_of(error)
-        if failure is None:
-            raise
-        tell(call, failure)
-        return failure.exit
-
-
-def tell(call: Call, failure: Failure) -> None:
-    if call.json:
-        from daemon.cli import show
-
-        show.json(failure.json())
-    else:
-        print(failure.text(), file=sys.stderr)

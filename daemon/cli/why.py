@@ -8,10 +8,10 @@ from typing import Any
 import orjson
 
 from daemon.cli import show
+from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
 from daemon.cli.jobs import in_force
-from daemon.cli.verb import Call
 from daemon.reading import Reading
 from ledger.instant import ms_of
 from ledger.record import Record

@@ -1,0 +1,1 @@
+"""How fast Hermes is, beside bare floors and peers measured in the same run."""

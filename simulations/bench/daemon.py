@@ -1,0 +1,164 @@
+"""The real daemon as a process of its own, and what the system says of it."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+import psutil
+import yaml
+
+from daemon.control import SOCKET, new_request
+from daemon.home import Home
+from ledger.errors import Corrupt
+from ledger.reader import Tail
+from ledger.record import Record
+
+Json = Any
+
+_CONNECTIONS = 32
+
+
+class Stuck(Exception):
+    """The daemon did not do in time what is measured."""
+
+
+def make_home(folder: Path, jobs: list[dict[str, Json]], policy: Mapping[str, int] | None = None) -> Path:
+    """A home with these jobs in one file, and this override of the scheduling policy."""
+    home = Home(folder)
+    home.make()
+    (home.jobs / "jobs.yaml").write_text(yaml.safe_dump(jobs))
+    if policy:
+        (home.policies / "scheduling.yaml").write_text(yaml.safe_dump(dict(policy)))
+    return folder
+
+
+class DaemonProcess:
+    """`hermesd run`, from ready to stopped."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._log = open(home / "bench.log", "wb")  # noqa: SIM115  # closed in `__exit__`
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "daemon.cli", "--home", str(home), "run"],
+            cwd=Path(__file__).resolve().parents[2], stdout=subprocess.PIPE, stderr=self._log, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.pid = self._process.pid
+
+    def __enter__(self) -> DaemonProcess:
+        assert self._process.stdout is not None
+        if b"is ready" not in self._process.stdout.readline():
+            self.__exit__(None, None, None)
+            raise Stuck(f"the daemon in {self.home} did not start: {(self.home / 'bench.log').read_text()}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._log.close()
+
+    def start_many(self, job: str, count: int) -> None:
+        """Ask for so many runs of `job`, over several connections at once; returns when the last one is answered, which
+        is when it is durable."""
+        selector = selectors.DefaultSelector()
+        asked = answered = 0
+        for _ in range(min(_CONNECTIONS, count)):
+            peer = socket.socket(socket.AF_UNIX)
+            peer.connect(str(self.home / SOCKET))
+            peer.sendall(new_request("start", {"job": job}).line())
+            selector.register(peer, selectors.EVENT_READ)
+            asked += 1
+        while answered < count:
+            ready = selector.select(60)
+            if not ready:
+                raise Stuck(f"the daemon in {self.home} does not answer: {(self.home / 'bench.log').read_text()}")
+            for key, _ in ready:
+                found = key.fileobj
+                assert isinstance(found, socket.socket)
+                if b'"ok":true' not in found.recv(65_536):
+                    raise Stuck(f"the daemon in {self.home} refuses to start {job}")
+                answered += 1
+                if asked < count:
+                    found.sendall(new_request("start", {"job": job}).line())
+                    asked += 1
+        for key in list(selector.get_map().values()):
+            assert isinstance(key.fileobj, socket.socket)
+            key.fileobj.close()
+        selector.close()
+
+    def cpu_s(self) -> float:
+        """CPU time of the process itself, without its children. In nanoseconds on Linux, in ticks elsewhere."""
+        with suppress(OSError):
+            tasks = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
+            return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+        used = psutil.Process(self.pid).cpu_times()
+        return float(used.user + used.system)
+
+    def threads(self) -> int:
+        return int(psutil.Process(self.pid).num_threads())
+
+    def resident_bytes(self) -> tuple[int, int | None]:
+        """Resident, and its proportional share of it where the system tells."""
+        resident = int(psutil.Process(self.pid).memory_info().rss)
+        with suppress(OSError):
+            for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    return resident, int(line.split()[1]) * 1024
+        return resident, None
+
+
+class Watched:
+    """The ledger of a home, followed while its daemon writes it."""
+
+    def __init__(self, home: Path, after: int = 0) -> None:
+        from daemon.system import OsDisk
+
+        self._tail = Tail(OsDisk(home), after=after)
+
+    def until_finished(self, count: int, within_s: float = 120) -> list[Record]:
+        """The records up to the one with which so many runs have ended."""
+        found: list[Record] = []
+        give_up_s = monotonic() + within_s
+        ended = 0
+        while ended < count:
+            if monotonic() > give_up_s:
+                raise Stuck(f"only {ended} of {count} runs ended within {within_s:g} s")
+            with suppress(Corrupt):
+                new = self._tail.poll()
+            ended += sum(record.type == "run.finished" for record in new)
+            found += new
+            if not new:
+                selectors.DefaultSelector().select(0.01)
+        return found
+
+
+def spawned_at_once(argv: list[str], count: int, concurrency: int) -> Iterator[int]:
+    """posix_spawn with so many alive at any time; the pid of each one that has ended."""
+    null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
+    begun = running = 0
+    while begun < count or running:
+        while begun < count and running < concurrency:
+            os.posix_spawn(argv[0], argv, {"PATH": "/usr/bin:/bin"}, file_actions=null)
+            begun += 1
+            running += 1
+        pid, _ = os.wait()
+        running -= 1
+        yield pid

@@ -1,0 +1,67 @@
+"""Command runs: each granted, started, watched and recorded, beside processes that are merely spawned."""
+
+from __future__ import annotations
+
+import resource
+from time import perf_counter
+
+from ledger.record import Record
+from simulations.bench.daemon import DaemonProcess, Watched, make_home, spawned_at_once
+from simulations.bench.figure import Figure, Target, figure
+from simulations.bench.past import job_of
+from simulations.bench.place import Bench
+
+CONCURRENCY = 16
+_KEEPS_STATUS = '"$@"; echo $? >"$0"'
+
+
+def measure(bench: Bench) -> list[Figure]:
+    count = bench.some(500, 8)
+    wrapped = ["/bin/sh", "-c", _KEEPS_STATUS, str(bench.folder / "status"), "/bin/true"]
+    home = make_home(bench.folder / "commands", [job_of(0) | {"keep": {"runs": 1000}}], {"max_running": CONCURRENCY})
+    rates: list[list[float]] = [[], [], []]
+    cpu_ms: list[list[float]] = [[], []]
+    syncs: list[float] = []
+    with DaemonProcess(home) as daemon:
+        watched = Watched(home)
+        _runs(daemon, watched, bench.some(20, 2))
+        for turn in range(bench.rounds):
+            bench.tell(f"{count} command runs, round {turn + 1} of {bench.rounds}")
+            spawned = _spawned(["/bin/true"], count)
+            rates[1].append(spawned[0])
+            cpu_ms[1].append(spawned[1])
+            rates[2].append(_spawned(wrapped, count)[0])
+            before_s = daemon.cpu_s()
+            rate, records = _runs(daemon, watched, count)
+            cpu_ms[0].append((daemon.cpu_s() - before_s) * 1000 / count)
+            rates[0].append(rate)
+            syncs.append((records[-1].batch - records[0].batch + 1) / count)
+    above_ms = [ours - theirs for ours, theirs in zip(*cpu_ms, strict=True)]
+    at_once = f"posix_spawn, {CONCURRENCY} at once"
+    return [
+        figure("command runs", "runs/s", rates[0], at_once, rates[1], Target(at_least=1000)),
+        figure("command runs", "runs/s", rates[0], "the same in sh, status kept", rates[2]),
+        figure("daemon's CPU for a run", "ms", cpu_ms[0], at_once, cpu_ms[1]),
+        figure("... above posix_spawn", "ms", above_ms, target=Target(at_most=1.2)),
+        figure("syncs for a run", "fdatasync", syncs, target=Target(at_most=3)),
+    ]
+
+
+def _runs(daemon: DaemonProcess, watched: Watched, count: int) -> tuple[float, list[Record]]:
+    """Runs per second from the first request to the last durable end; the records of it."""
+    began_s = perf_counter()
+    daemon.start_many("job-00000", count)
+    records = watched.until_finished(count)
+    return count / (perf_counter() - began_s), records
+
+
+def _spawned(argv: list[str], count: int) -> tuple[float, float]:
+    """Spawned and reaped per second, and our own CPU time for each, in ms."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    began_s = perf_counter()
+    for _ in spawned_at_once(argv, count, CONCURRENCY):
+        pass
+    took_s = perf_counter() - began_s
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    used_s = after.ru_utime + after.ru_stime - own.ru_utime - own.ru_stime
+    return count / took_s, used_s * 1000 / count
