@@ -26,6 +26,8 @@ _LOOK_AGAIN_S = 0.02
 
 
 def run(call: Call) -> None:
+    if call.home.path.exists():
+        call.home.check(write=True)
     words = [sys.executable, "-P", "-m", "daemon.cli.process", str(call.home.path), *(["--json"] if call.json else [])]
     sys.stdout.flush()
     os.execv(sys.executable, words)
