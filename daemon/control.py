@@ -313,7 +313,7 @@ def call(home: Path, verb: str, args: Mapping[str, Json], timeout_s: float = 30.
             # blocks waits its turn, for as long as the kernel is told.
             seconds, part = divmod(timeout_s, 1)
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(part * 1e6) + 1))
-            with _address(home) as address:
+            with address_of(home) as address:
                 peer.connect(address)
             peer.settimeout(max(deadline_s - time.monotonic(), 0.001))
             # Refused at the door: the reason is there to be read.
@@ -397,7 +397,7 @@ def _failure(request_id: str | None, code: str, message: str, advice: str) -> Js
 
 
 @contextlib.contextmanager
-def _address(home: Path) -> Iterator[str]:
+def address_of(home: Path) -> Iterator[str]:
     """A path to the socket that fits into a socket address, however deep the home is."""
     path = str(home / SOCKET)
     if len(os.fsencode(path)) <= _SUN_PATH_MAX:
@@ -423,7 +423,7 @@ def _listen(home: Path) -> socket.socket:
     try:
         # Two daemons that both find a stale socket: the second would remove the one that the first has just made.
         fcntl.flock(folder, fcntl.LOCK_EX)
-        with _address(home) as address:
+        with address_of(home) as address:
             _remove_stale(path, address)
             earlier = os.umask(0o177)  # the mode is 0600 from birth; a chmod after bind would come too late
             try:

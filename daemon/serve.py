@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import hashlib
-import importlib.metadata
 import os
 import platform
 import socket
-import zoneinfo
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from daemon.loop import Doors, Loop
 from daemon.order import Surroundings, models_of
 from daemon.outputs import OutputFolder
 from daemon.system import OsDisk, SystemClock
+from daemon.version import ROOT, code_digest, tzdb_version, version
 from daemon.wake import Waker
 from daemon.workers.preflight import preflight
 from daemon.workers.spawner import PosixSpawner
@@ -37,36 +35,6 @@ Json = Any
 
 HOUSEKEEPING_S = 60.0
 POLICY_FILE = "scheduling.yaml"
-_ROOT = Path(__file__).resolve().parent.parent
-
-
-def version() -> str:
-    return importlib.metadata.version("hermesd")
-
-
-def code_digest() -> str:
-    """Names the source that decides: SHA-256 over every file of `policies/` and `state/`."""
-    digest = hashlib.sha256()
-    for room in ("policies", "state"):
-        for path in sorted((_ROOT / room).rglob("*")):
-            if path.suffix in (".py", ".yaml"):
-                digest.update(f"{path.relative_to(_ROOT).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:32]
-
-
-def tzdb_version() -> str:
-    """The release of the time zone database that `zoneinfo` reads here."""
-    for folder in zoneinfo.TZPATH:
-        try:
-            with open(Path(folder) / "tzdata.zi", encoding="ascii") as file:
-                return file.readline().removeprefix("# version").strip()
-        except OSError:
-            continue
-        except UnicodeDecodeError:
-            break
-    if any(Path(folder).is_dir() for folder in zoneinfo.TZPATH):
-        return "of this system, release unknown"
-    return importlib.metadata.version("tzdata")
 
 
 class PolicyFile:
@@ -74,7 +42,7 @@ class PolicyFile:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / POLICY_FILE
-        self._defaults = yaml.safe_load((_ROOT / "policies" / "defaults" / POLICY_FILE).read_text())
+        self._defaults = yaml.safe_load((ROOT / "policies" / "defaults" / POLICY_FILE).read_text())
         self._good = adopt(self._defaults, {})
 
     def read(self) -> tuple[SchedulingPolicy, str]:

@@ -23,6 +23,8 @@ class Verdict:
 
     seq: int
     tick: int
+    code: str
+    """Digest of the planner that decided; another one may rightly decide otherwise."""
     recorded_hash: str
     hash: str
     differing_inputs: tuple[str, ...]
@@ -60,6 +62,7 @@ def decide_again(past: Past, record: Record) -> Verdict:
     return Verdict(
         seq=record.seq,
         tick=data["tick"],
+        code=past.graph.here.code,
         recorded_hash=data["decision_hash"],
         hash=plan.decision_hash,
         differing_inputs=tuple(group for group, found in plan.inputs.items() if data["inputs"].get(group) != found),

@@ -162,6 +162,10 @@ def test_a_second_daemon_is_refused_and_names_the_first(up: Foreground) -> None:
 
 def test_a_state_file_edited_by_hand_is_told_and_shown_from_the_ledger(up: Foreground, ran: str) -> None:
     path = up.home / "state" / "coordination_leases.json"
+    # The views follow the ledger a few times a second: an edit before they have caught up would only be overwritten.
+    for _ in range(100):
+        if all(row["state"] == "current" for row in answer("state", "--home", up.home)["views"]):
+            break
     right = path.read_bytes()
     path.write_bytes(right.replace(b'"leases": []', b'"leases": [1]'))
     rows = {row["view"]: row["state"] for row in answer("state", "--home", up.home)["views"]}

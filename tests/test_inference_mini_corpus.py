@@ -128,3 +128,41 @@ def test_the_package_files_stay_small() -> None:
 def test_the_card_is_about_the_model_in_the_package() -> None:
     card = (FOLDER.parent / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert hashlib.sha256((FOLDER / "model.safetensors").read_bytes()).hexdigest() in card
+
+
+def pairs(text: str) -> set[tuple[str, ...]]:
+    """Pairs of neighbouring words; what a slot parts is not neighbouring. Scripts without spaces: runs of four."""
+    found: set[tuple[str, ...]] = set()
+    for part in re.split(r"\{\w+\}", text.lower()):
+        letters = re.findall(r"[^\W\d_]+", part)
+        if any(ord(letter) > 0x3000 for letter in part):
+            run = "".join(letters)
+            found |= {tuple(run[k : k + 4]) for k in range(len(run) - 3)}
+        else:
+            found |= set(itertools.pairwise(letters))
+    return found
+
+
+def test_no_loose_phrase_is_taken_from_what_is_kept_for_measuring() -> None:
+    trained: set[tuple[str, ...]] = set()
+    kept: set[tuple[str, ...]] = set()
+    for family in corpus.families():
+        for message in family.messages:
+            (trained if family.split == "training" else kept).update(pairs(message.text))
+    for example in corpus.elsewhere():
+        kept |= pairs(example.text)
+    loose = [text for lists in corpus.phrases().values() for texts in lists.values() for text in texts]
+    loose += [text for name, texts in corpus.words().items() for text in texts if name != "neutral"]
+    assert [text for text in loose if pairs(text) & kept - trained] == []
+
+
+@pytest.mark.parametrize("language", corpus._languages())
+def test_no_loose_part_of_a_request_is_taken_from_a_phrasing_kept_for_measuring(language: str) -> None:
+    trained: set[tuple[str, ...]] = set()
+    kept: set[tuple[str, ...]] = set()
+    for phrasing in corpus.phrasings():
+        if phrasing.language == language and phrasing.name != "composed":
+            for text in phrasing.texts:
+                (trained if phrasing.split == "training" else kept).update(pairs(text))
+    loose = [text for name in "QRMNCD" for text in corpus._words(language).get(name, ())]
+    assert [text for text in loose if pairs(text) & kept - trained] == []

@@ -28,7 +28,7 @@ import pytest
 import yaml
 from cli_shell import ENVIRONMENT, ROOT, hermesd, make_home
 
-from daemon.control import Request, leave, new_request
+from daemon.control import Request, address_of, leave, new_request
 from daemon.system import OsDisk
 from ledger.instant import ms_of
 from ledger.reader import read
@@ -102,11 +102,12 @@ def job(name: str, text: str = "", **more: Any) -> dict[str, Any]:
 
 def jobs(home: Path) -> list[dict[str, Any]]:
     guarded = 'mkdir "$GUARD" || say overlap; sleep 0.05; rmdir "$GUARD"; say end'
+    thrice = {"attempts": 3, "backoff": "fixed", "base": "1s"}
     found = [
         job("fine", "say end"),
         job("seven", "sleep 0.1; say end; exit 7"),
         job("shot", "say end; kill -9 $$"),
-        job("again", "say end; [ $HERMESD_ATTEMPT = 3 ] || exit 4", retry={"attempts": 3, "backoff": "fixed", "base": "1s"}),
+        job("again", "say end; [ $HERMESD_ATTEMPT = 3 ] || exit 4", retry=thrice),
         job("family", "sleep 600 & sh -c 'sleep 600' & say end; exit 3"),
         job("left", guarded, leases=["repo:shared"], overlap="skip"),
         job("right", guarded, leases=["repo:shared"], overlap="skip"),
@@ -184,7 +185,8 @@ def ask_all(home: Path, requests: list[Request], books: Books) -> bool:
             peer.settimeout(30)
             books.unanswered.append(request)
             try:
-                peer.connect(str(home / "hermesd.sock"))
+                with address_of(home) as address:
+                    peer.connect(address)
                 peer.sendall(request.line())
             except OSError:
                 return False
@@ -290,7 +292,7 @@ class Audit:
     def _take(self, record: Record, data: Any) -> None:
         match record.type:
             case "job.defined":
-                self.defined_ms[data["job"]] = ms_of(record.ts) if len(record.ts) < 25 else _ms(record.ts)
+                self.defined_ms[data["job"]] = ms_of(record.ts[:23] + "Z")
             case "start.requested" | "cancel.requested" | "note.added":
                 self.requested.setdefault(data["request"], []).append(data.get("run", ""))
             case "plan.decided":
@@ -380,10 +382,6 @@ class Audit:
             if not seen[(*key, word)] and self.of[key[0]] != "steps" and self.codes[key][0] != "cancelled"
         ]
         assert unseen == [], "an attempt is said to have ended, and did not run"
-
-
-def _ms(text: str) -> int:
-    return ms_of(text[:23] + "Z")
 
 
 @pytest.mark.timeout(60 + 10 * CYCLES)

@@ -24,8 +24,9 @@ from daemon.cli.check import needed
 from daemon.cli.exits import Exit
 from daemon.control import CallFailed
 from daemon.home import Home, HomeError, Settings
-from daemon.serve import PolicyFile, surroundings, tzdb_version, version
+from daemon.serve import PolicyFile, surroundings
 from daemon.system import OsDisk, SystemClock
+from daemon.version import tzdb_version, version
 from ledger.ledger import NOT_LOCAL
 from policies.fault import BadValue
 from policies.zone import zone_named

@@ -18,7 +18,8 @@ from daemon.cli import show
 from daemon.cli.call import Call, exit_code
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
-from daemon.serve import Daemon, version
+from daemon.serve import Daemon
+from daemon.version import version
 from daemon.workers import identity
 from state.graph import WITH_PROCESS, Graph
 

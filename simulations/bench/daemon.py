@@ -18,8 +18,9 @@ from typing import Any
 import psutil
 import yaml
 
-from daemon.control import SOCKET, new_request
+from daemon.control import address_of, new_request
 from daemon.home import Home
+from daemon.system import OsDisk
 from ledger.errors import Corrupt
 from ledger.reader import Tail
 from ledger.record import Record
@@ -82,7 +83,8 @@ class DaemonProcess:
         asked = answered = 0
         for _ in range(min(_CONNECTIONS, count)):
             peer = socket.socket(socket.AF_UNIX)
-            peer.connect(str(self.home / SOCKET))
+            with address_of(self.home) as address:
+                peer.connect(address)
             peer.sendall(new_request("start", {"job": job}).line())
             selector.register(peer, selectors.EVENT_READ)
             asked += 1
@@ -129,8 +131,6 @@ class Watched:
     """The ledger of a home, followed while its daemon writes it."""
 
     def __init__(self, home: Path, after: int = 0) -> None:
-        from daemon.system import OsDisk
-
         self._tail = Tail(OsDisk(home), after=after)
 
     def until_finished(self, count: int, within_s: float = 120) -> list[Record]:

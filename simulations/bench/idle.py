@@ -18,10 +18,11 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def measure(bench: Bench) -> list[Figure]:
-    jobs, watch_s = bench.some(1000, 20), bench.some(20, 1)
+    jobs, watch_s = bench.some(1000, 20), bench.some(61, 1)
     home = make_home(
         bench.folder / "idle", [job_of(number, {"cron": f"{number % 60} 4 29 2 *"}) for number in range(jobs)]
     )
+    # A whole minute: the daemon keeps house once in one.
     with DaemonProcess(home) as daemon:
         pause = threading.Event()
         pause.wait(bench.some(2, 0))

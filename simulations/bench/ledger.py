@@ -123,9 +123,7 @@ def _batches(bench: Bench, size: int, *appends: Append) -> list[Figure]:
 def _overhead(events: list[Draft], line_bytes: int) -> Figure:
     """What chain, order and fencing add to a line, beside a log line that only says when, what and about whom."""
     ts = "2026-11-21T04:39:00.123456Z"
-    plain = [
-        len(orjson.dumps({"ts": ts, "type": e.type, "subject": e.subject, "data": e.data})) + 1 for e in events
-    ]
+    plain = [len(orjson.dumps({"ts": ts, "type": e.type, "subject": e.subject, "data": e.data})) + 1 for e in events]
     added = line_bytes - sum(plain) / len(plain)
     return figure("overhead of a record", "bytes", [added], target=Target(at_most=85))
 

@@ -1,5 +1,5 @@
-"""Python runs in warm workers, beside huey with SQLite: the same function, the same number of processes, each task
-durable before it is acknowledged."""
+"""Python runs in warm workers, beside huey with SQLite: the same function, each task durable before it is acknowledged,
+as many processes as we keep, and also one, since SQLite's writers wait for each other."""
 
 from __future__ import annotations
 
@@ -45,26 +45,34 @@ def measure(bench: Bench) -> list[Figure]:
             watched.until_finished(count)
             if turn >= 0:
                 ours.append(count / (perf_counter() - began_s))
-    theirs = _huey(bench, count) if find_spec("huey") else []
-    peer = f"huey on SQLite, {WORKERS} processes" if theirs else "huey is not installed"
-    return [figure("warm python runs", "runs/s", ours, peer, theirs, Target(at_least=3000))]
+    target = Target(at_least=3000)
+    if not find_spec("huey"):
+        return [figure("warm python runs", "runs/s", ours, target=target)]
+    found = []
+    for workers, words in ((WORKERS, f"{WORKERS} processes"), (1, "1 process")):
+        theirs = _huey(bench, count, workers)
+        found.append(figure("warm python runs", "runs/s", ours, f"huey on SQLite, {words}", theirs, target))
+    return found
 
 
-def _huey(bench: Bench, count: int) -> list[float]:
+def _huey(bench: Bench, count: int, workers: int) -> list[float]:
     """Tasks per second, from the first one enqueued to the last result stored, by the real consumer."""
-    folder = bench.folder / "huey"
+    folder = bench.folder / f"huey-{workers}"
     folder.mkdir()
     (folder / "bench_huey.py").write_text(_HUEY.format(file=folder / "queue.db"))
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     consumer = [
-        sys.executable, "-m", "huey.bin.huey_consumer", "bench_huey.huey", "-w", str(WORKERS), "-k", "process", "-q",
+        sys.executable, "-m", "huey.bin.huey_consumer", "bench_huey.huey", "-w", str(workers), "-k", "process", "-q",
     ]  # fmt: skip
     client = [sys.executable, "-c", _CLIENT, str(count), str(bench.rounds)]
-    with open(folder / "log", "wb") as log, subprocess.Popen(
-        consumer, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-    ) as running:
+    with (
+        open(folder / "log", "wb") as log,
+        subprocess.Popen(
+            consumer, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        ) as running,
+    ):
         try:
-            bench.tell(f"{count} tasks of huey, {bench.rounds} rounds")
+            bench.tell(f"{count} tasks of huey in {workers} processes, {bench.rounds} rounds")
             done = subprocess.run(
                 client, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
             )

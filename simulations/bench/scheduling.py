@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
+from statistics import median
+from time import perf_counter, sleep, time
 from typing import Any
 
 import yaml
@@ -22,6 +24,8 @@ from simulations.bench.place import Bench
 Json = Any
 
 _DUE = 100
+_PERIOD_MS = 125
+_SAYS_WHEN = ["/bin/date", "+%s.%N"]
 _POLICY = Path(__file__).resolve().parents[2] / "policies" / "defaults" / "scheduling.yaml"
 
 
@@ -44,7 +48,7 @@ def _planning(bench: Bench) -> list[Figure]:
             decided = decide(ask(graph, agenda, policy, START_MS + 60_000)).decisions
             assert len(decided) == _DUE
 
-        took_ms[size] = [_seconds(plan) * 1000 for _ in range(bench.some(4 * bench.rounds, 1))]
+        took_ms[size] = [median(_seconds(plan) * 1000 for _ in range(bench.some(5, 1))) for _ in range(bench.rounds)]
     small, large = sizes
     return [
         figure(f"plan {_DUE} due of {large} jobs", "ms", took_ms[large], f"{_DUE} due of {small} jobs", took_ms[small],
@@ -54,40 +58,50 @@ def _planning(bench: Bench) -> list[Figure]:
 
 def _lateness(bench: Bench) -> list[Figure]:
     """A slot every 125 ms; the command itself says when it runs, by its own clock."""
-    slots, parts = bench.some(64, 4), 8
+    slots, parts = bench.some(104, 4), 1000 // _PERIOD_MS
     jobs = [
-        job_of(number, {"every": "1s", "offset": f"{number * 1000 // parts}ms"})
-        | {"argv": ["/bin/date", "+%s.%N"], "keep": {"runs": 1000}}
+        job_of(number, {"every": "1s", "offset": f"{number * _PERIOD_MS}ms"})
+        | {"argv": _SAYS_WHEN, "keep": {"runs": 1000}}
         for number in range(parts)
     ]
     home = make_home(bench.folder / "lateness", jobs)
+    bench.tell(f"how late {slots} commands start after a sleep")
+    bare_ms = _bare_lateness_ms(bench.folder, slots // 2)
     bench.tell(f"how late {slots} runs start")
     with DaemonProcess(home):
-        records = Watched(home).until_finished(slots)
-    at_ms = {
-        decided["run"]: ms_of(decided["at"])
-        for record in records
-        if record.type == "plan.decided"
-        for decided in record.data["decisions"]
-    }
-    decided_ms = [
-        _ms(record.ts) - ms_of(decided["at"])
-        for record in records
-        if record.type == "plan.decided"
-        for decided in record.data["decisions"]
-    ]
-    began_ms = []
+        ready_ms = time() * 1000  # What was due before is late by the time that a start takes.
+        records = Watched(home).until_finished(slots + parts)
+    slot_ms, decided_ms, began_ms = {}, [], []
     for record in records:
-        if record.type == "run.finished":
+        if record.type == "plan.decided":
+            for decided in record.data["decisions"]:
+                if (at_ms := ms_of(decided["at"])) > ready_ms:
+                    slot_ms[decided["run"]] = at_ms
+                    decided_ms.append(_ms(record.ts) - at_ms)
+        elif record.type == "run.finished" and record.data["run"] in slot_ms:
             said = (home / "runs" / record.data["run"] / "1" / "stdout.log").read_text()
-            began_ms.append(float(said) * 1000 - at_ms[record.data["run"]])
-    target = Target(at_most=10)
+            began_ms.append(float(said) * 1000 - slot_ms[record.data["run"]])
+    slept = "sleep + posix_spawn"
     return [
-        figure("plan behind the slot, p50", "ms", [percentile(decided_ms, 50)]),
-        figure("plan behind the slot, p99", "ms", [percentile(decided_ms, 99)]),
-        figure("command behind the slot, p50", "ms", [percentile(began_ms, 50)]),
-        figure("command behind the slot, p99", "ms", [percentile(began_ms, 99)], target=target),
-    ]
+        figure("plan behind its slot, p50", "ms", [percentile(decided_ms, 50)]),
+        figure("plan behind its slot, p99", "ms", [percentile(decided_ms, 99)]),
+        figure("command behind its slot, p50", "ms", [percentile(began_ms, 50)], slept, [percentile(bare_ms, 50)]),
+        figure("command behind its slot, p99", "ms", [percentile(began_ms, 99)], slept, [percentile(bare_ms, 99)],
+               Target(at_most=10)),
+    ]  # fmt: skip
+
+
+def _bare_lateness_ms(folder: Path, slots: int) -> list[float]:
+    """The same command on the same grid, with nothing between the clock and posix_spawn."""
+    late_ms = []
+    for number in range(slots):
+        output = folder / f"said-{number}"
+        slot_ms = (int(time() * 1000) // _PERIOD_MS + 1) * _PERIOD_MS
+        sleep(slot_ms / 1000 - time())
+        into = [(os.POSIX_SPAWN_OPEN, 1, str(output), os.O_WRONLY | os.O_CREAT, 0o600)]
+        os.waitpid(os.posix_spawn(_SAYS_WHEN[0], _SAYS_WHEN, {}, file_actions=into), 0)
+        late_ms.append(float(output.read_text()) * 1000 - slot_ms)
+    return late_ms
 
 
 def _ms(ts: str) -> float:
