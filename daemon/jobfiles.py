@@ -5,6 +5,7 @@ A broken file breaks its own jobs and no others.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -152,4 +153,7 @@ def accepted(loaded: Loaded, folder: Path) -> tuple[dict[str, adoption.Accepted]
 if __name__ == "__main__":
     # As `daemon.jobloader` starts it: FOLDER ZONE; the answer is one JSON object.
     jobs_folder = Path(sys.argv[1])
-    sys.stdout.buffer.write(orjson.dumps(accepted(load(jobs_folder, sys.argv[2]), jobs_folder), default=tuple))
+    answer = orjson.dumps(accepted(load(jobs_folder, sys.argv[2]), jobs_folder), default=tuple)
+    # A daemon that was killed meanwhile wants no answer.
+    with contextlib.suppress(BrokenPipeError), open(1, "wb", buffering=0, closefd=False) as output:
+        output.write(answer)

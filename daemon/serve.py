@@ -130,8 +130,7 @@ class Daemon:
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until told to stop. The ledger's errors, AlreadyRunning and HomeError come through."""
         self.waker.watch_signals()
-        self.loop.begin()
-        self._control = ControlServer(self.home.path, self.waker)
+        # Before anything is read: what changes while we read must be told of.
         for folder, reason in (
             (self.home.jobs, "job files"),
             (self.home.policies, "policies"),
@@ -139,12 +138,14 @@ class Daemon:
             (self.home.inbox, "inbox"),
         ):
             self.waker.watch_folder(folder, reason)
+        self.loop.begin()
+        self._control = ControlServer(self.home.path, self.waker)
         self.waker.every(HOUSEKEEPING_S, "housekeeping")
         interval_s = notify.watchdog_interval_s()
         if interval_s is not None:
             self.waker.every(interval_s, "watchdog")
         self._take_inbox()
-        reasons = frozenset({"start"})
+        reasons = frozenset({"start", "policies"})  # The loop has read the policy before this watched its file.
         told_ready = False
         while "stop" not in reasons:
             while self.loop.tick(reasons):

@@ -56,11 +56,13 @@ def fill(value: Any, lookup: Callable[[Reference], Any]) -> Any:
     """The value with each placeholder replaced. A string that is one placeholder and nothing else becomes the looked-up
     JSON value itself; within longer text only strings and numbers can stand, anything else is BadValue."""
     if isinstance(value, str):
+        if "{{" not in value:
+            return value
         whole = _PLACEHOLDER.fullmatch(value)
         if whole:
             return lookup(reference(whole[1]))
         return _PLACEHOLDER.sub(lambda match: _text_of(lookup(reference(match[1])), match[0]), value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict | Mapping):  # dict by name, since asking an abstract class takes longer than the rest
         return {key: fill(inner, lookup) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [fill(inner, lookup) for inner in value]

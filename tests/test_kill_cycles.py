@@ -77,7 +77,8 @@ ENDINGS: dict[str, set[tuple[str, int | None]]] = {
     "crashed": {("failed", 6), ("lost", None)},
     "asked": {("failed", 11)},
     "asked-called": {("succeeded", 0)},
-    "slow": {("succeeded", 0), ("cancelled", 143), ("cancelled", None)},
+    # Stopped, stopped before it began, or at its end already when the signal came.
+    "slow": {("succeeded", 0), ("cancelled", 143), ("cancelled", None), ("cancelled", 0)},
     "steps": {("failed", None)},
     "steps/first": {("succeeded", 0)},
     "steps/second": {("failed", 9)},
