@@ -38,6 +38,8 @@ from state.projector import apply
 Json = Any
 
 VIEW_EVERY_MS = 250
+VIEW_SHARE = 20
+"""Views of a large graph are published less often: they take at most one part in so many of the loop's time."""
 RETRY_WHEN_FULL_MS = 5_000
 LOOK_AT_LEASES = frozenset({"leases", "timer", "start", "clock", "housekeeping"})
 """Reasons to read the lease files again. The last two, because a holder that is killed changes no file."""
@@ -289,7 +291,7 @@ class Loop:
         self._view_dirty = self._view_dirty or bool(recorded)
 
     def _view(self, now: Now) -> None:
-        """Publish the views, coalesced: at most once in VIEW_EVERY_MS."""
+        """Publish the views, coalesced."""
         if self._view_dirty and now.boot_ms >= self._view_at_ms:
             try:
                 views.publish(self.doors.disk, self.graph, self.ledger.head)
@@ -298,7 +300,8 @@ class Loop:
                 self.view_problem = str(error)
             else:
                 self.view_problem, self._view_dirty = "", False
-            self._view_at_ms = now.boot_ms + VIEW_EVERY_MS
+            ended_ms = self.doors.clock.now().boot_ms
+            self._view_at_ms = ended_ms + max(VIEW_EVERY_MS, VIEW_SHARE * (ended_ms - now.boot_ms))
 
     def _arm(self, now: Now) -> None:
         """Set the one timer to the next instant at which something is due."""

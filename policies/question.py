@@ -39,6 +39,7 @@ class DueJob(NamedTuple):
     spec: dict[str, Json]
     """In canonical form, as recorded."""
     depth: int
+    removed: bool
     cursor_ms: int
     active: tuple[tuple[str, str], ...]  # (run, state)
     due: bool
@@ -85,7 +86,7 @@ class Question:
         """The question by input group, as JSON values in an order of their own."""
         return {
             "clock": {"wall_ms": self.wall_ms},
-            "jobs": [[j.name, j.revision, j.digest, j.depth] for _, j in sorted(self.jobs.items())],
+            "jobs": [[j.name, j.revision, j.digest, j.depth, j.removed] for _, j in sorted(self.jobs.items())],
             "policy": self.policy.model_dump(),
             "leases": {"held": [[key, *held] for key, held in sorted(self.leases.items())], "tokens": self.tokens},
             "history": {
@@ -159,6 +160,7 @@ def ask(graph: Graph, agenda: Agenda, policy: SchedulingPolicy, wall_ms: int) ->
             schedule=agenda.schedule(name),
             spec=job.spec,
             depth=agenda.depth(name),
+            removed=job.removed,
             cursor_ms=job.cursor_ms,
             active=tuple((run, graph.active[run].state) for run in job.active if run in graph.active),
             due=name in due,

@@ -87,7 +87,11 @@ def survey(question: Question) -> Survey:
         at_ms = ms_of(request.at)
         slot = due.slot_id(job.name, job.digest, at_ms, request.request)
         candidate = _new(job, question, slot, at_ms, "start", run=request.run, request=request.request)
-        _unless_overlapping(found, job, candidate)
+        if job.removed:
+            reason = "the job was removed before the request could be met"
+            found.entries.append((candidate, candidate.decided("skipped", "removed", reason)))
+        else:
+            _unless_overlapping(found, job, candidate)
     for run in question.waiting:
         found.entries.append((_again(run, question), None))
     for parent, children in question.agents:

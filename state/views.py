@@ -27,6 +27,8 @@ from state.graph import (
 Json = Any
 
 FOLDER = "state"
+RUNS_SHOWN = 1000
+"""`runs.json` shows every run that is not over and so many of those that are; the ledger has them all."""
 
 
 def _job_rows(graph: Graph) -> list[Json]:
@@ -92,7 +94,11 @@ def _run_row(run: Run) -> dict[str, Json]:
 
 def _all_runs(graph: Graph) -> list[Run]:
     runs = [node for node in graph.nodes.values() if isinstance(node, Run)]
-    return sorted(runs, key=lambda run: (run.created_at, run.name), reverse=True)
+    return sorted(runs, key=_newest, reverse=True)
+
+
+def _newest(run: Run) -> tuple[str, str]:
+    return (run.created_at, run.name)
 
 
 def jobs(graph: Graph) -> Json:
@@ -100,7 +106,10 @@ def jobs(graph: Graph) -> Json:
 
 
 def runs(graph: Graph) -> Json:
-    return {"runs": [_run_row(run) for run in _all_runs(graph)]}
+    found = _all_runs(graph)
+    ended = [run for run in found if run.state in OVER][:RUNS_SHOWN]
+    shown = sorted([*graph.active.values(), *ended], key=_newest, reverse=True)
+    return {"runs": [_run_row(run) for run in shown], "ended_not_shown": len(found) - len(shown)}
 
 
 def coordination_leases(graph: Graph) -> Json:

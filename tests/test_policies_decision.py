@@ -132,6 +132,15 @@ def test_a_removed_job_owes_nothing_and_one_that_comes_back_starts_afresh() -> N
     assert story.graph.jobs["a"].revision == 2
 
 
+def test_a_request_for_a_job_that_has_gone_meanwhile_is_answered_and_starts_nothing() -> None:
+    story = Story()
+    story.define("a")
+    story.start("a")
+    story.remove("a")
+    assert verdicts(story) == {"a": ("skipped", "removed")}
+    assert story.graph.requests == {}
+
+
 def test_the_order_is_depth_then_priority_then_name() -> None:
     story = Story(max_running=1)
     for name, priority in (("b", 50), ("a", 50), ("z", 90)):
@@ -399,6 +408,10 @@ CHANGES: dict[str, tuple[str, Callable[[Question], Question]]] = {
     "the instant": ("clock", _moved),
     "a job's spec": ("jobs", _edited),
     "a job's depth": ("jobs", _deeper),
+    "whether a job was removed": (
+        "jobs",
+        lambda q: replace(q, jobs={**q.jobs, "a": q.jobs["a"]._replace(removed=True)}),
+    ),
     "the policy": ("policy", lambda q: replace(q, policy=q.policy.model_copy(update={"max_running": 3}))),
     "who holds a lease": ("leases", lambda q: replace(q, leases={**q.leases, "k": ("x", 1, True)})),
     "the latest token": ("leases", lambda q: replace(q, tokens=q.tokens + 1)),
