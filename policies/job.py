@@ -89,7 +89,7 @@ Outputs = Annotated[tuple[Annotated[str, AfterValidator(_inside)], ...], OneOrMo
 class Needs(Spec):
     """What a run takes up while it lives; the machine's whole is shared out. 0 is nothing to speak of."""
 
-    cpu: Number = Field(default=1.0, ge=0)
+    cpu: Number = Field(default=0.0, ge=0)
     memory_bytes: Size = Field(default=0, alias="memory")
     gpu_memory_bytes: Size = Field(default=0, alias="gpu_memory")
 

@@ -52,7 +52,7 @@ def test_a_short_job_is_complete_from_birth():
         "schedule": {"cron": "30 3 * * *", "timezone": "Europe/Paris"},
         "priority": 50,
         "leases": [],
-        "needs": {"cpu": 1.0, "memory": 0, "gpu_memory": 0},
+        "needs": {"cpu": 0.0, "memory": 0, "gpu_memory": 0},
         "overlap": "skip",
         "missed": {"policy": "latest", "window": 86_400_000},
         "timeout": 3_600_000,
