@@ -101,9 +101,9 @@ def survey(question: Question) -> Survey:
 
 
 def run_name(job: str, at_ms: int, slot: str) -> str:
-    """A run's name: the job, the instant, and the head of the slot's identity."""
+    """A run's name: the job, the instant, and the slot's identity, which tells apart requests of one second."""
     stamp = text_of(at_ms // 1000 * 1000).replace("-", "").replace(":", "")
-    return f"{job}.{stamp}.{slot[:6]}"
+    return f"{job}.{stamp}.{slot}"
 
 
 def _new(job: DueJob, question: Question, slot: str, at_ms: int, trigger: str, **more: Json) -> Candidate:

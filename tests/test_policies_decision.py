@@ -132,6 +132,15 @@ def test_a_removed_job_owes_nothing_and_one_that_comes_back_starts_afresh() -> N
     assert story.graph.jobs["a"].revision == 2
 
 
+def test_many_requests_of_one_second_are_as_many_runs() -> None:
+    story = Story()
+    story.define("a", overlap="allow_all")
+    assert len({story.start("a", f"r{n}") for n in range(500)}) == 500
+    while story.plan().more:
+        pass
+    assert len(story.graph.active) == 500
+
+
 def test_a_request_for_a_job_that_has_gone_meanwhile_is_answered_and_starts_nothing() -> None:
     story = Story()
     story.define("a")

@@ -133,7 +133,7 @@ def _print(report: Json, measured: dict[str, list[Figure]]) -> None:
         for f in figures:
             theirs = "" if f.theirs is None else _number(f.theirs)
             ratio = "" if f.ratio is None else f"{f.ratio:.2f}"
-            met = {True: "yes", False: "no", None: ""}[f.met]
+            met = {True: "yes", False: "no", None: ""}[f.met] if not f.noisy or f.met is None else "?"
             table.add_row(
                 f.name + (" ~" if f.noisy else ""), _number(f.ours), f.unit, f.peer, theirs, ratio, f.target, met
             )

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -76,16 +77,17 @@ class DaemonProcess:
         self._process.stdout.close()
         self._log.close()
 
-    def start_many(self, job: str, count: int) -> None:
-        """Ask for so many runs of `job`, over several connections at once; returns when the last one is answered, which
-        is when it is durable."""
+    def start_many(self, jobs: list[dict[str, Json]], count: int) -> None:
+        """Ask for so many runs of these jobs in turn, over several connections at once; returns when the last one is
+        answered, which is when it is durable."""
+        requests = (new_request("start", {"job": job["name"]}).line() for job in cycle(jobs))
         selector = selectors.DefaultSelector()
         asked = answered = 0
         for _ in range(min(_CONNECTIONS, count)):
             peer = socket.socket(socket.AF_UNIX)
             with address_of(self.home) as address:
                 peer.connect(address)
-            peer.sendall(new_request("start", {"job": job}).line())
+            peer.sendall(next(requests))
             selector.register(peer, selectors.EVENT_READ)
             asked += 1
         while answered < count:
@@ -96,10 +98,10 @@ class DaemonProcess:
                 found = key.fileobj
                 assert isinstance(found, socket.socket)
                 if b'"ok":true' not in found.recv(65_536):
-                    raise Stuck(f"the daemon in {self.home} refuses to start {job}")
+                    raise Stuck(f"the daemon in {self.home} refuses to start a job")
                 answered += 1
                 if asked < count:
-                    found.sendall(new_request("start", {"job": job}).line())
+                    found.sendall(next(requests))
                     asked += 1
         for key in list(selector.get_map().values()):
             assert isinstance(key.fileobj, socket.socket)

@@ -15,6 +15,7 @@ from simulations.bench.figure import Figure, Target, figure
 from simulations.bench.past import job_of
 from simulations.bench.place import Bench
 
+JOBS = 32
 WORKERS = 8
 """As many as the daemon keeps at most."""
 _TASK = "def nothing():\n    return 1\n"
@@ -31,9 +32,13 @@ def nothing():
 
 def measure(bench: Bench) -> list[Figure]:
     count = bench.some(500, 8)
-    job = job_of(0) | {"kind": "python", "call": "bench_task:nothing", "keep": {"runs": 1000}}
-    del job["argv"]
-    home = make_home(bench.folder / "python", [job], {"max_running": 4 * WORKERS})
+    jobs = [
+        job_of(number) | {"kind": "python", "call": "bench_task:nothing", "keep": {"runs": 100}}
+        for number in range(JOBS)
+    ]
+    for job in jobs:
+        del job["argv"]
+    home = make_home(bench.folder / "python", jobs, {"max_running": 4 * WORKERS})
     (home / "jobs" / "bench_task.py").write_text(_TASK)
     ours: list[float] = []
     with DaemonProcess(home) as daemon:
@@ -41,7 +46,7 @@ def measure(bench: Bench) -> list[Figure]:
         for turn in range(-1, bench.rounds):  # The first one starts the workers.
             bench.tell(f"{count} python runs, round {turn + 1} of {bench.rounds}")
             began_s = perf_counter()
-            daemon.start_many("job-00000", count)
+            daemon.start_many(jobs, count)
             watched.until_finished(count)
             if turn >= 0:
                 ours.append(count / (perf_counter() - began_s))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from time import perf_counter
+from typing import Any
 
 from ledger.record import Record
 from simulations.bench.daemon import DaemonProcess, Watched, make_home, spawned_at_once
@@ -11,20 +12,24 @@ from simulations.bench.figure import Figure, Target, figure
 from simulations.bench.past import job_of
 from simulations.bench.place import Bench
 
+Json = Any
+
 CONCURRENCY = 16
+JOBS = 32
 _KEEPS_STATUS = '"$@"; echo $? >"$0"'
 
 
 def measure(bench: Bench) -> list[Figure]:
     count = bench.some(500, 8)
     wrapped = ["/bin/sh", "-c", _KEEPS_STATUS, str(bench.folder / "status"), "/bin/true"]
-    home = make_home(bench.folder / "commands", [job_of(0) | {"keep": {"runs": 1000}}], {"max_running": CONCURRENCY})
+    jobs = [job_of(number) | {"keep": {"runs": 100}} for number in range(JOBS)]
+    home = make_home(bench.folder / "commands", jobs, {"max_running": CONCURRENCY})
     rates: list[list[float]] = [[], [], []]
     cpu_ms: list[list[float]] = [[], []]
     syncs: list[float] = []
     with DaemonProcess(home) as daemon:
         watched = Watched(home)
-        _runs(daemon, watched, bench.some(20, 2))
+        _runs(daemon, watched, jobs, bench.some(20, 2))
         for turn in range(bench.rounds):
             bench.tell(f"{count} command runs, round {turn + 1} of {bench.rounds}")
             spawned = _spawned(["/bin/true"], count)
@@ -32,7 +37,7 @@ def measure(bench: Bench) -> list[Figure]:
             cpu_ms[1].append(spawned[1])
             rates[2].append(_spawned(wrapped, count)[0])
             before_s = daemon.cpu_s()
-            rate, records = _runs(daemon, watched, count)
+            rate, records = _runs(daemon, watched, jobs, count)
             cpu_ms[0].append((daemon.cpu_s() - before_s) * 1000 / count)
             rates[0].append(rate)
             syncs.append((records[-1].batch - records[0].batch + 1) / count)
@@ -47,10 +52,12 @@ def measure(bench: Bench) -> list[Figure]:
     ]
 
 
-def _runs(daemon: DaemonProcess, watched: Watched, count: int) -> tuple[float, list[Record]]:
+def _runs(
+    daemon: DaemonProcess, watched: Watched, jobs: list[dict[str, Json]], count: int
+) -> tuple[float, list[Record]]:
     """Runs per second from the first request to the last durable end; the records of it."""
     began_s = perf_counter()
-    daemon.start_many("job-00000", count)
+    daemon.start_many(jobs, count)
     records = watched.until_finished(count)
     return count / (perf_counter() - began_s), records
 
