@@ -1,0 +1,1 @@
+"""Local language models: the engine process, and the model that ships with Hermes."""
