@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
-import os
 import subprocess
 import sys
 import tomllib
@@ -109,13 +108,12 @@ def test_nothing_in_the_tree_names_a_path_of_one_machine() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, cwd=ROOT, check=False)
     if listed.returncode:
         pytest.skip("not a git checkout")
-    home, here = os.path.expanduser("~"), str(ROOT)
+    # The superuser's home is the same everywhere, and stands in log lines that the model learns from.
+    paths = {f"{ROOT}/", f"{Path.home()}/"} - {"/root/", "//"}
     named = [
         name
         for name in listed.stdout.decode().split("\0")
         if name.endswith((".py", ".md", ".toml", ".yaml", ".txt", "Makefile"))
-        and (
-            here + "/" in (text := (ROOT / name).read_text(errors="replace")) or (len(home) > 2 and home + "/" in text)
-        )
+        and any(path in (ROOT / name).read_text(errors="replace") for path in paths)
     ]
     assert named == []

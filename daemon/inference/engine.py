@@ -448,8 +448,10 @@ def _checked_folder(folder: str) -> Path:
         names = sorted(entry.name for entry in path.iterdir())
         config = json.loads((path / "config.json").read_bytes())
     except FileNotFoundError:
-        hint = "it holds GGUF files, which this runtime does not read" if any(n.endswith(".gguf") for n in names) else (
-            f"it holds {', '.join(names[:5]) or 'nothing'}"
+        hint = (
+            "it holds GGUF files, which this runtime does not read"
+            if any(n.endswith(".gguf") for n in names)
+            else (f"it holds {', '.join(names[:5]) or 'nothing'}")
         )
         raise EngineError(
             f"{path} is no model folder: there is no config.json in it ({hint}). Point the job at the folder that has"
@@ -604,8 +606,13 @@ def _load_weights(
 ) -> tuple[Any, set[str]]:
     """The model, and the tensors it lacks: the runtime would fill them with random numbers and say nothing."""
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        str(path), dtype=kind, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
-        **extra, **only_here
+        str(path),
+        dtype=kind,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **extra,
+        **only_here,
     )
     mismatched = {str(entry[0]) for entry in info.get("mismatched_keys") or ()}
     return model, set(info.get("missing_keys") or ()) | mismatched

@@ -165,9 +165,7 @@ def train(recipe: Recipe, tokenizer: Any, folder: Path) -> None:
         # Padded on the right: what comes after an answer cannot change it, so no mask is needed.
         tokens = torch.tensor([tokens + [pad] * (longest - len(tokens)) for tokens, _ in batch])
         rows = torch.tensor([row for row, (_, answer) in enumerate(batch) for _ in range(answer)])
-        columns = torch.tensor(
-            [len(tokens) - answer - 1 + k for tokens, answer in batch for k in range(answer)]
-        )
+        columns = torch.tensor([len(tokens) - answer - 1 + k for tokens, answer in batch for k in range(answer)])
         # Training now and then without a token keeps the model from hanging a judgement on a single one.
         kept = torch.rand(tokens.shape) >= (recipe.forgotten if step % 2 else 0.0)
         kept[:, 0] = True
