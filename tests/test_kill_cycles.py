@@ -3,7 +3,7 @@
 What is held against the ledger comes from elsewhere: answers that clients were given, lines that the runs themselves
 wrote, the exit statuses that the jobs are known to have, the grid of the schedules, the process table.
 
-HERMES_KILL_CYCLES: how many (60 unless told). HERMES_KILL_SEED: the one a failure printed, for the same moments and
+HERMES_KILL_CYCLES: how many (200 unless told). HERMES_KILL_SEED: the one a failure printed, for the same moments and
 requests; what the machine makes of them is not repeatable.
 """
 
@@ -34,7 +34,7 @@ from ledger.instant import ms_of
 from ledger.reader import read
 from ledger.record import Record
 
-CYCLES = int(os.environ.get("HERMES_KILL_CYCLES", "60"))
+CYCLES = int(os.environ.get("HERMES_KILL_CYCLES", "200"))
 SEED = int(os.environ.get("HERMES_KILL_SEED", "0")) or time.time_ns() % 1_000_000_000
 
 SAY = 'say() { echo "$HERMESD_RUN $HERMESD_ATTEMPT $1" >>"$WITNESS"; }; say begin; '

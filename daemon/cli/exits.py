@@ -22,7 +22,7 @@ class Exit(IntEnum):
     UNAVAILABLE = 69, "something needed is missing here: room on the disk, a local file system, a part not installed"
     IO = 74, "reading or writing failed; of `lease exec`: the lease was taken away"
     HELD = 75, "somebody else holds it: another daemon the home, or somebody the lease"
-    CONFIGURATION = 78, "the home or its settings cannot be used as they are; trying again would not help"
+    CONFIGURATION = 78, "the home, its settings or its ledger cannot be used as they are; trying again would not help"
     INTERRUPTED = 130, "ended by Ctrl-C"
 
 

@@ -17,10 +17,11 @@ from daemon import control
 from daemon.cli import show
 from daemon.cli.call import Call, exit_code
 from daemon.cli.exits import Exit
-from daemon.cli.failure import Failure
+from daemon.cli.failure import Failure, failure_of
 from daemon.serve import Daemon
 from daemon.version import version
 from daemon.workers import identity
+from ledger.errors import Corrupt
 from state.graph import WITH_PROCESS, Graph
 
 _LOOK_AGAIN_S = 0.02
@@ -59,6 +60,12 @@ def serve(call: Call) -> None:
         daemon.run(ready)
         going = _with_process(daemon.loop.graph)
         _say(f"stopped; {_go_on(going)}" if going else "stopped")
+    except Corrupt as error:
+        # A person must decide. A service manager that started us again would only have it all read again.
+        failure = failure_of(error)
+        assert failure is not None
+        failure.exit = Exit.CONFIGURATION
+        raise failure from error
     finally:
         daemon.close()
 
