@@ -28,7 +28,8 @@ def judge(
     if note:
         reason = f"{reason}; {note}"
     retry_at_ms = None
-    retry = run.spec.get("retry") or {}
+    # An agent's run is not tried again as a whole: its steps are, one by one.
+    retry = {} if run.spec.get("kind") == "agent" else run.spec["retry"]
     attempts = retry.get("attempts", 1)
     if kind in retry.get("on", ()) and run.attempt < attempts:
         wait_ms = backoff_ms(retry, run.attempt)

@@ -16,8 +16,6 @@ from state.graph import OVER, WITH_PROCESS, Graph, Run
 
 Json = Any
 
-GRACE_MS_OF_A_STEP = 10_000
-
 
 def react(graph: Graph, now: Now) -> list[Draft]:
     """Events that follow from `graph` at `now`. Empty when nothing does."""
@@ -47,7 +45,7 @@ def overdue_ms(run: Run) -> int | None:
         timeout: int | None = run.spec.get("timeout")
         return run.started_boot_ms + timeout if timeout else None
     if run.state == "stopping" and not run.forced and run.spec.get("kind") != "agent":
-        grace: int = run.spec.get("grace", GRACE_MS_OF_A_STEP)
+        grace: int = run.spec["grace"]
         return run.stopping_boot_ms + grace
     return None
 

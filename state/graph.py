@@ -255,9 +255,6 @@ class Graph:
         node = self.nodes.get(f"run/{name}")
         return node if isinstance(node, Run) else None
 
-    def lease_of(self, key: str) -> Lease | None:
-        return self.leases.get(key)
-
     def merge(self, patch: GraphPatch, seq: int) -> None:
         """Fold one event's patch in. The indexes follow the nodes."""
         for node in patch.put:

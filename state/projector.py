@@ -308,7 +308,9 @@ def _new_run(change: _Change, decided: Any, job: Job, record: Record) -> Run:
     spec, parent = job.spec, decided.get("parent", "")
     if parent:
         above = change.run(parent)
-        spec = next(step for step in above.spec["steps"] if step["name"] == decided["step"])
+        step = next(step for step in above.spec["steps"] if step["name"] == decided["step"])
+        # What the job says of every attempt holds for its steps, which are what an agent's attempts consist of.
+        spec = {**step, "retry": above.spec["retry"], "grace": above.spec["grace"]}
         change.put(above._replace(children=(*above.children, decided["run"])))
     return Run(
         id=f"run/{decided['run']}", name=decided["run"], job=decided["job"], slot=decided["slot"], at=decided["at"],

@@ -17,6 +17,7 @@ from story import Story
 
 from ledger.reader import read
 from policies.decision import decide
+from policies.outcome import judge
 from policies.question import GROUPS, VOLATILE, Question, canonical, digest
 from policies.replay import verify_decisions
 
@@ -331,6 +332,22 @@ def test_a_failed_step_skips_what_follows_it_and_fails_the_run() -> None:
     story.react()
     assert story.run(run).state == "failed"
     assert "step a failed" in story.run(run).reason
+
+
+def test_a_step_is_tried_again_as_the_job_says_and_what_waits_for_it_waits_on() -> None:
+    story = Story()
+    story.define("agent", kind="agent", steps=steps(), retry={"attempts": 2, "base": "5s"})
+    run = story.start("agent")
+    story.plan(), story.plan()
+    verdict = judge(story.run(f"{run}.a"), story.wall_ms, code=1, signal_number=None)
+    assert verdict.retry_at_ms == story.wall_ms + 5_000
+    story.end(f"{run}.a", "failed", code=1, retry_in_ms=5_000)
+    story.end(f"{run}.b")
+    assert story.plan().decisions == ()
+    story.pass_ms(5_000)
+    assert [(d["step"], d["attempt"]) for d in story.plan().decisions] == [("a", 2)]
+    story.end(f"{run}.a")
+    assert [d["step"] for d in story.plan().decisions] == ["c"]
 
 
 def test_cancelling_an_agent_stops_its_steps_first_and_starts_no_more() -> None:
