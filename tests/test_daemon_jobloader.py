@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import selectors
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +71,7 @@ def test_a_reader_that_dies_is_told_and_removes_no_job(
 ) -> None:
     story = Story()
     story.define("mine")
-    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
     jobs, problems = loader(tmp_path, descriptors).found()
     assert [(problem.file, problem.message) for problem in problems] == [
         (FOLDER, "the process that reads the job files ended with status 1")
