@@ -24,7 +24,7 @@ from ledger.segment import Writer
 from policies import adoption, foreign
 from policies.agenda import Agenda
 from policies.decision import decide
-from policies.outcome import judge
+from policies.outcome import accepts, judge
 from policies.policy import SchedulingPolicy
 from policies.question import ask
 from policies.reaction import finished, overdue_ms, react
@@ -32,7 +32,7 @@ from policies.request import Declined, accept
 from policies.survey import Candidate
 from state import views
 from state.events import draft
-from state.graph import OVER, WITH_PROCESS, Graph, Run
+from state.graph import WITH_PROCESS, Graph, Run
 from state.projector import apply
 
 Json = Any
@@ -352,7 +352,7 @@ class Loop:
             run = self.graph.run(report.run)
             if run is None:
                 continue  # Its run has left the graph by the keep rule: the ledger has its end already.
-            if run.state in OVER or run.attempt != report.attempt or run.state not in WITH_PROCESS:
+            if not accepts(run, report.attempt):
                 data = {
                     "run": run.name,
                     "attempt": report.attempt,

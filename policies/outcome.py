@@ -6,7 +6,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from state.graph import Run
+from state.graph import WITH_PROCESS, Run
 
 Json = Any
 
@@ -15,6 +15,12 @@ class Outcome(NamedTuple):
     outcome: str
     reason: str
     retry_at_ms: int | None
+
+
+def accepts(run: Run, attempt: int) -> bool:
+    """Whether a report about `attempt` is heard: only of the latest attempt, while it holds its grant. Any other is a
+    late one, to be fenced."""
+    return run.state in WITH_PROCESS and run.attempt == attempt
 
 
 def judge(

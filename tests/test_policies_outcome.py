@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from story import Story
 
-from policies.outcome import backoff_ms, judge
+from policies.outcome import accepts, backoff_ms, judge
 from state.graph import Run
 
 
@@ -41,6 +41,19 @@ def test_a_lost_attempt_is_run_again_only_if_the_job_says_it_does_no_harm() -> N
     assert judge(run, 1000, code=None, signal_number=None).retry_at_ms == 11_000
     _, run = started(retry={"attempts": 3, "on": ["exit", "timeout"]})
     assert judge(run, 1000, code=None, signal_number=None).retry_at_ms is None
+
+
+def test_a_late_report_is_not_heard() -> None:
+    story, run = started(retry={"attempts": 2})
+    assert accepts(run, 1)
+    story.end(run.name, "failed", code=1, retry_in_ms=1_000)
+    assert not accepts(story.run(run.name), 1), "the attempt is over, and the next has not begun"
+    story.pass_ms(1_000)
+    story.plan()
+    assert not accepts(story.run(run.name), 1), "another attempt holds the grant"
+    assert accepts(story.run(run.name), 2)
+    story.end(run.name)
+    assert not accepts(story.run(run.name), 2)
 
 
 def test_the_last_attempt_is_the_last() -> None:
