@@ -1,10 +1,10 @@
-# make demo | test | check | bench    Each sets up .venv itself and is quick the second time.
+# make demo | test | check | bench | campaign    Each sets up .venv itself and is quick the second time.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check lint types bench clean
+.PHONY: demo test check lint types bench campaign clean
 
 demo: $(STAMP)
 	$(BIN)/hermesd demo
@@ -24,11 +24,14 @@ types: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m simulations.bench
 
+campaign: $(STAMP)
+	$(BIN)/python -m simulations.campaign --cases 1000000
+
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Hermes needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) -V 2>&1`. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[inference,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[inference,serve,dev,peers]'
 	@touch $(STAMP)
 
 clean:

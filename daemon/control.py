@@ -201,6 +201,9 @@ class _Connection:
         return bool(self.outgoing) and not moved
 
     def read(self) -> None:
+        if self.waiting is not None:  # It is heard once it has its answer.
+            self.server._waker.unwatch(self.peer.fileno(), write=False)
+            return
         try:
             data = self.peer.recv(REQUEST_BYTES_MAX)
         except BlockingIOError:
@@ -230,7 +233,6 @@ class _Connection:
 
     def ask(self, request: Request) -> None:
         self.waiting = request.id
-        self.server._waker.unwatch(self.peer.fileno(), write=False)
         self.server._asked.append(
             Asked(
                 request,
@@ -238,7 +240,7 @@ class _Connection:
                 lambda code, message, advice: self.reply(request.id, _failure(request.id, code, message, advice)),
             )
         )
-        self.server._waker.poke(REASON)  # it may have come with the one before: then no descriptor tells of it
+        self.server._waker.note(REASON)  # it may have come with the one before: then no descriptor tells of it
 
     def reply(self, request_id: str, answer: Json) -> None:
         if self.peer.fileno() < 0:

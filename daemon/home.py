@@ -32,6 +32,9 @@ TEMPLATE = f"""\
 
 # Variables that runs get from the daemon's environment. They get no others but those their job sets.
 # environment: [{", ".join(_ENVIRONMENT)}]
+
+# A home on a network or FUSE file system is refused: a lock there may exclude nobody, and a sync may keep nothing.
+# any_file_system: false
 """
 
 
@@ -47,6 +50,8 @@ class Settings(BaseModel):
     timezone: str = Field(default_factory=lambda: _zone_of_this_machine(), validate_default=True)
     models: dict[str, Path] = {}
     environment: list[str] = _ENVIRONMENT
+    any_file_system: bool = False
+    """Also one on which locks and syncs may not keep their promises."""
 
     @field_validator("timezone")
     @classmethod
@@ -86,7 +91,9 @@ class Home:
         self.inbox = path / "inbox"
         self.runs = path / "runs"
         self.artifacts = path / "artifacts"
+        self.snapshots = path / "snapshots"
         self.models = path / "models"
+        self.secrets = path / "secrets"
 
     @classmethod
     def find(cls, option: str | None) -> Home:
@@ -107,7 +114,7 @@ class Home:
         self.check(write=True)
         try:
             for folder in (self.jobs, self.policies, self.ledger, self.state, self.leases,
-                           self.inbox, self.runs, self.artifacts, self.models):  # fmt: skip
+                           self.inbox, self.runs, self.artifacts, self.models, self.secrets):  # fmt: skip
                 folder.mkdir(mode=0o700, exist_ok=True)
             fd = os.open(self.settings_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "w", encoding="utf-8") as file:

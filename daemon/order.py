@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from daemon.inference.hermes_mini import FOLDER as HERMES_MINI
 from daemon.ports import CommandTask, InferenceTask, Order, PythonTask
+from daemon.secret import NoSecret, Secrets
 from policies.fault import BadValue
-from policies.template import Reference, fill
+from policies.template import Reference, fill, places, references
 from state.graph import Graph, Run
 
 Json = Any
@@ -20,6 +22,9 @@ Task = CommandTask | PythonTask | InferenceTask
 
 TEXT_BYTES_MAX = 1 << 20
 """What `{{ steps.NAME.text }}` may bring along; a longer output is passed by file."""
+
+SECRET_BYTES_MAX = 12_000
+"""What all secret variables of an attempt take, as JSON: they go to its process by a socket and never by a file."""
 
 
 class Unfillable(Exception):
@@ -35,49 +40,118 @@ class Surroundings:
     environment: Mapping[str, str]
     """The clean environment every run starts from."""
     models: Mapping[str, Path]
+    _plain: dict[int, tuple[Mapping[str, Json], _Plain | None]] = field(default_factory=dict, compare=False, repr=False)
+    """By the identity of a spec, which is kept with it so that no other one can come to have it."""
 
     def folder(self, run: str, attempt: int) -> Path:
         return self.home / "runs" / run / str(attempt)
 
+    def plain(self, spec: Mapping[str, Json]) -> _Plain | None:
+        """What a job without placeholders tells every run; None if there is nothing of the kind. A queue of runs of one
+        job is worked off without putting the same task together again and again."""
+        known = self._plain.get(id(spec))
+        if known is None:
+            if len(self._plain) >= _PLAIN_KEPT:
+                self._plain.clear()
+            known = self._plain[id(spec)] = (spec, _plain_of(self, spec))
+        return known[1]
+
+
+class _Plain(NamedTuple):
+    task: Task
+    """Where it is to be in the run's folder, this is in the home, which stands for it in a look before the start."""
+    env: Mapping[str, str]
+    limits: Mapping[str, int]
+    in_folder: bool
+
+
+_PLAIN_KEPT = 4096
+
+
+def _plain_of(around: Surroundings, spec: Mapping[str, Json]) -> _Plain | None:
+    body = {key: value for key, value in spec.items() if key not in _NOT_A_TASK}
+    if "steps" in spec or any(True for _ in places([body, spec.get("env", {})])):
+        return None
+    try:
+        task, env, limits = task_of(around, Graph(), "", 0, spec, "")
+    except Unfillable:
+        return None  # Perhaps there is something else to say the next time.
+    in_folder = isinstance(task, CommandTask) and not spec.get("cwd")
+    return _Plain(_at_home(around, task) if in_folder else task, env, limits, in_folder)
+
+
+def _at_home(around: Surroundings, task: Task) -> Task:
+    return replace(task, cwd=str(around.home)) if isinstance(task, CommandTask) else task
+
 
 def task_of(
-    around: Surroundings, graph: Graph, name: str, attempt: int, spec: Mapping[str, Json], parent: str
+    around: Surroundings,
+    graph: Graph,
+    name: str,
+    attempt: int,
+    spec: Mapping[str, Json],
+    parent: str,
+    file: str = "",
+    *,
+    reveal: bool = True,
 ) -> tuple[Task, dict[str, str], dict[str, int]]:
-    """The task of one attempt, its whole environment and its limits. Unfillable if something it names is not there."""
+    """The task of one attempt, its whole environment and its limits. Unfillable if something it names is not there.
+
+    Without `reveal` secrets are looked for, and the environment holds their placeholders.
+    """
     folder = around.folder(name, attempt)
     above = graph.run(parent) if parent else None
     whole = above.spec if above is not None else spec
+    file = above.file if above is not None else file
     steps = {child.step: child for n in above.children if (child := graph.run(n))} if above is not None else {}
 
     def look_up(found: Reference) -> Json:
         if found.name == "run.folder":
             return str(folder)
+        if found.name.startswith("file."):
+            return _file(file, found.name)
         if found.name == "line":
             return "{{ line }}"  # Filled by the engine, once for each line.
+        if found.secret:
+            value = Secrets(around.home / "secrets").value(found.secret)
+            return value if reveal else f"{{{{ secret.{found.secret} }}}}"
         return _output(around, steps[found.step], found.output)
 
     try:
-        body = fill({key: value for key, value in spec.items() if key not in ("name", "after", "steps")}, look_up)
+        body = fill({key: value for key, value in spec.items() if key not in _NOT_A_TASK}, look_up)
         env = fill(dict(whole.get("env", {})), look_up)
+    except NoSecret as error:
+        raise Unfillable(str(error)) from None
     except BadValue as error:
         raise Unfillable(f"{error}. {error.advice}".rstrip(". ") + ".") from None
-    env = {**around.environment, **env, "HERMESD_HOME": str(around.home)}
+    env = {**around.environment, **env, "HERMESD_HOME": str(around.home)} | ({"HERMESD_FILE": file} if file else {})
     for step, child in steps.items():
         ended = around.folder(child.name, child.attempt)
         variable = "HERMESD_STEP_" + step.upper().replace("-", "_")
-        env[variable + "_STDOUT"] = str(ended / "stdout.log")
+        env[variable + "_STDOUT"] = str(_printed(ended))
         env[variable + "_RESULT"] = str(ended / "result.json")
     cwd = _path(around, whole.get("cwd") or "")
     return _task(around, body, cwd, folder), env, dict(_limits(whole))
 
 
+_NOT_A_TASK = frozenset({"name", "description", "after", "steps", "env", "notify", "expects"})
+
+
 def task_to_check(
-    around: Surroundings, graph: Graph, name: str, attempt: int, spec: Mapping[str, Json], parent: str
-) -> tuple[Task, dict[str, str]]:
+    around: Surroundings,
+    graph: Graph,
+    name: str,
+    attempt: int,
+    spec: Mapping[str, Json],
+    parent: str,
+    file: str = "",
+) -> tuple[Task, Mapping[str, str]]:
     """As `task_of`, for a look before the start: the attempt's own folder is not made yet, the home stands for it."""
-    task, env, _ = task_of(around, graph, name, attempt, spec, parent)
+    if not (parent or file) and (known := around.plain(spec)) is not None:
+        return known.task, known.env
+    task, env, _ = task_of(around, graph, name, attempt, spec, parent, file, reveal=False)
     if isinstance(task, CommandTask) and task.cwd == str(around.folder(name, attempt)):
-        task = replace(task, cwd=str(around.home))
+        task = _at_home(around, task)
     return task, env
 
 
@@ -136,9 +210,23 @@ def models_of(home: Path, named: Mapping[str, str], user_home: Path) -> dict[str
     return models | {name: user_home / Path(path).expanduser() for name, path in named.items()}
 
 
+def _file(path: str, name: str) -> str:
+    if not path:
+        raise Unfillable(f"this run has no file for {{{{ {name} }}}}: start it with `hermesd start JOB --file PATH`")
+    return path if name == "file.path" else path.rpartition("/")[2]
+
+
+def _printed(folder: Path) -> Path:
+    """What an attempt printed. Where it printed nothing there is no file, and an empty one is made for who reads it."""
+    path = folder / "stdout.log"
+    if folder.is_dir():
+        path.touch(0o600)
+    return path
+
+
 def _output(around: Surroundings, child: Run, output: str) -> Json:
     folder = around.folder(child.name, child.attempt)
-    path = folder / ("result.json" if output == "result" else "stdout.log")
+    path = folder / "result.json" if output == "result" else _printed(folder)
     if output == "file":
         return str(path)
     try:
@@ -158,8 +246,35 @@ def _output(around: Surroundings, child: Run, output: str) -> Json:
         raise Unfillable(f"the result of step {child.step} is no JSON: {path}: {error}") from None
 
 
+def order_to_watch(around: Surroundings, run: Run, why: str) -> Order:
+    """For an attempt that has begun and whose order cannot be put together any more: it has what it needs. Should it
+    turn out that it never began, it cannot, and its error output says why."""
+    task = CommandTask(("/bin/sh", "-c", 'echo "$1" >&2; exit 1', "hermesd", why), str(around.home))
+    return Order(run.name, run.attempt, run.token, str(around.folder(run.name, run.attempt)), task, around.environment)
+
+
 def order_of(around: Surroundings, graph: Graph, run: Run) -> Order:
     """The order for `run`'s current attempt. Unfillable as for `task_of`."""
-    task, env, limits = task_of(around, graph, run.name, run.attempt, run.spec, run.parent)
+    if not (run.parent or run.file) and (known := around.plain(run.spec)) is not None:
+        own, plain = f"{around.home}/runs/{run.name}/{run.attempt}", known.task
+        if known.in_folder and isinstance(plain, CommandTask):
+            plain = CommandTask(plain.argv, own, plain.stdin)
+        return Order(run.name, run.attempt, run.token, own, plain, known.env, known.limits)
+    task, env, limits = task_of(around, graph, run.name, run.attempt, run.spec, run.parent, run.file)
     folder = str(around.folder(run.name, run.attempt))
-    return Order(run.name, run.attempt, run.token, folder, task, env, limits)
+    above = graph.run(run.parent) if run.parent else run
+    given = above.spec.get("env", {}) if above is not None else {}
+    secret = frozenset(name for name, text in given.items() if any(found.secret for found in references(text)))
+    held_bytes = len(json.dumps({name: env[name] for name in secret}))
+    if held_bytes > SECRET_BYTES_MAX:
+        raise Unfillable(
+            f"its secret variables take {held_bytes} bytes, more than {SECRET_BYTES_MAX}: give the program their paths"
+        )
+    return Order(run.name, run.attempt, run.token, folder, task, env, limits, secret)
+
+
+def without_secrets(order: Order, text: str) -> str:
+    """`text`, with none of the order's secrets in it."""
+    for name in order.secret:
+        text = text.replace(order.env[name], "***")
+    return text

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import orjson
+
+from daemon.expectation import unmet
+from daemon.workers.output import NAMES
 
 Json = Any
 
 KEPT_BYTES_MAX = 256 << 20
 """A promised file larger than this stays in the run's folder and does not become an artifact."""
+
+
+RESULT_BYTES_MAX = 16 << 20
 
 
 class OutputFolder:
@@ -22,7 +32,7 @@ class OutputFolder:
         """File name -> size and SHA-256, of those that hold something."""
         folder = f"{self._runs}/{run}/{attempt}"
         found = {}
-        for name in ("stdout.log", "stderr.log", "result.json"):
+        for name in (*NAMES, "result.json"):
             try:
                 if not os.stat(f"{folder}/{name}").st_size:  # Most are empty, and to open one takes ten times as long.
                     continue
@@ -35,6 +45,29 @@ class OutputFolder:
             except OSError as error:
                 found[name] = {"bytes": 0, "sha256": f"unreadable: {error.strerror}"}
         return found
+
+    def unmet(self, run: str, attempt: int, expects: Sequence[Mapping[str, Json]]) -> str:
+        """What is expected of a success and is not there; "" if all is."""
+        return unmet(self._runs / run / str(attempt), expects)
+
+    def tokens(self, run: str, attempt: int) -> int | None:
+        """What its result says: `usage.tokens`, or the prompt's and the generated ones together; None if nothing."""
+        try:
+            with open(self._runs / run / str(attempt) / "result.json", "rb") as file:
+                result = orjson.loads(file.read(RESULT_BYTES_MAX))
+        except (OSError, orjson.JSONDecodeError):
+            return None
+        usage = result.get("usage") if isinstance(result, dict) else None
+        if not isinstance(usage, dict):
+            return None
+        counts = [usage["tokens"]] if "tokens" in usage else [usage.get("prompt_tokens"), usage.get("generated_tokens")]
+        whole = [count for count in counts if type(count) is int and 0 <= count < 1 << 53]
+        return sum(whole) if len(whole) == len(counts) else None
+
+    def forget(self, run: str) -> None:
+        """Delete what all attempts of a run have left. What cannot be deleted stays: `hermesd doctor` tells of it."""
+        if run and "/" not in run and not run.startswith("."):
+            shutil.rmtree(self._runs / run, ignore_errors=True)
 
     def read(self, run: str, attempt: int, name: str) -> bytes | str:
         """A promised file's content, or why there is none. What lies outside the run's folder is not read."""
@@ -51,6 +84,7 @@ class OutputFolder:
                     return f"{name} has {status.st_size} bytes, more than is kept; it stays in {folder}"
                 return file.read()
         except FileNotFoundError:
-            return f"{name} was promised and not written"
+            # What an attempt prints is kept only if it printed something.
+            return b"" if name in NAMES else f"{name} was promised and not written"
         except OSError as error:
             return f"{name} could not be kept: {error.strerror}"

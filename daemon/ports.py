@@ -69,10 +69,11 @@ class Order:
     token: int
     folder: str  # absolute; runs/<run>/<attempt>
     task: CommandTask | PythonTask | InferenceTask
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
     limits: Mapping[str, int] = field(
         default_factory=dict
     )  # open_files, file_size (bytes), cpu_seconds, memory (bytes)
+    secret: frozenset[str] = frozenset()  # variables of `env` whose values are secrets, to be in no file and no message
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,18 @@ import yaml
 from pydantic import ValidationError
 
 from daemon import notify, resources
+from daemon.arrivals import Lookout
+from daemon.auditor import Auditor
 from daemon.control import Asked, ControlServer, Request, done, take
+from daemon.heartbeat import Heart
 from daemon.home import Home, Settings
 from daemon.jobloader import JobLoader
 from daemon.leases import LeaseFolder, Me
 from daemon.loop import Doors, Loop
 from daemon.order import Surroundings, models_of
 from daemon.outputs import OutputFolder
+from daemon.ports import SpawnError
+from daemon.reading import replaying
 from daemon.system import OsDisk, SystemClock
 from daemon.version import ROOT, code_digest, tzdb_version, version
 from daemon.wake import Waker
@@ -35,6 +40,9 @@ Json = Any
 
 HOUSEKEEPING_S = 60.0
 POLICY_FILE = "scheduling.yaml"
+_COLLECT = (20_000, 20, 50)
+"""The loop makes many small values and hardly a cycle: looking for cycles as often as Python does by itself would take
+a fifth of its time."""
 
 
 class PolicyFile:
@@ -76,8 +84,10 @@ def surroundings(home: Home, settings: Settings) -> Surroundings:
 
 
 def _give_back_memory() -> None:
-    """Starting reads the ledger and every job file; what that took is not needed again."""
+    """Starting reads the ledger and every job file; what that took is not needed again, and what is left stays."""
     gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT)
     with contextlib.suppress(OSError, AttributeError):  # a C library without it keeps what it has
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -94,6 +104,8 @@ class Daemon:
         self._loader = JobLoader(
             home.jobs, self.settings.timezone, self.waker.watch, self.waker.unwatch, lambda: self.waker.poke("jobs")
         )
+        self._auditor = Auditor(home.path)
+        self._lookout = Lookout(Path.home(), self.clock, self.waker)
         self._asked: list[Asked] = []
         self._control: ControlServer | None = None
         pid = os.getpid()
@@ -104,6 +116,7 @@ class Daemon:
             spawner=self.spawner,
             leases=LeaseFolder(home.leases, self.clock, me),
             outputs=OutputFolder(home.runs),
+            arrivals=self._lookout,
             requests=self._requests,
             jobs=self._loader.found,
             policy=PolicyFile(home.policies).read,
@@ -111,6 +124,7 @@ class Daemon:
             preflight=preflight,
             set_timer=self.waker.set_timer,
             worker_deadline=self.spawner.next_deadline,
+            anywhere=self.settings.any_file_system,
         )
         host = socket.gethostname()
         started = {
@@ -126,6 +140,7 @@ class Daemon:
         }
         writer = Writer(host=host, boot_id=self.clock.boot_id, pid=pid, started=me.started or 0, code=version())
         self.loop = Loop(doors, surroundings(home, self.settings), writer, started)
+        self._heart = Heart(home.path, pid, me.started or 0, self.clock.boot_id)
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until told to stop. The ledger's errors, AlreadyRunning and HomeError come through."""
@@ -138,7 +153,8 @@ class Daemon:
             (self.home.inbox, "inbox"),
         ):
             self.waker.watch_folder(folder, reason)
-        self.loop.begin()
+        with replaying():
+            self.loop.begin()
         self._control = ControlServer(self.home.path, self.waker)
         self.waker.every(HOUSEKEEPING_S, "housekeeping")
         interval_s = notify.watchdog_interval_s()
@@ -155,26 +171,40 @@ class Daemon:
                 _give_back_memory()
                 notify.tell("READY=1")
                 ready()
+                self._prepare()
             # The loop itself says that it lives, so that one that hangs is noticed.
             notify.tell("WATCHDOG=1")
+            self._heart.beat()
             self.waker.wait()
             reasons = frozenset(self.waker.reasons())
             self._keep_house(reasons)
         notify.tell("STOPPING=1")
+        self._heart.end()  # Before the ledger is free: the next daemon's heartbeat is not ours to remove.
         self.loop.end("stopped")
 
     def close(self) -> None:
         """Give back what was opened; the workers go on."""
         if self._control is not None:
             self._control.close()
+        self._auditor.close()
         self._loader.close()
+        self._lookout.close()
         self.spawner.close()
         self.waker.close()
+
+    def _prepare(self) -> None:
+        """Have ready what starts commands, where a job is one: the first would be late by that. What fails here fails
+        again, and is told, when a command is due."""
+        jobs = self.loop.graph.jobs.values()
+        if any(job.spec.get("kind") in ("command", "agent") for job in jobs if not job.removed):
+            with contextlib.suppress(SpawnError):
+                self.spawner.prepare(str(self.home.runs))
 
     def _keep_house(self, reasons: frozenset[str]) -> None:
         self.spawner.housekeep(self.clock.now().boot_ms)
         if "housekeeping" in reasons and self._control is not None:
             self._control.housekeep()
+            self._auditor.housekeep(self.clock.now().boot_ms / 1000)
             for folder, reason in ((self.home.jobs, "job files"), (self.home.leases, "leases")):
                 folder.mkdir(mode=0o700, exist_ok=True)
                 self.waker.watch_folder(folder, reason)
@@ -206,6 +236,9 @@ class Daemon:
             "loop_completed_ms_ago": None if completed is None else now.boot_ms - completed.boot_ms,
             "ledger_seq": self.loop.ledger.head.seq,
             "view_problem": self.loop.view_problem,
+            "problems": [*self.loop.problems.values(), *filter(None, [self._auditor.problem])],
+            "snapshot_seq": self.loop.snapshot_seq,
+            "trusted_seq": self.loop.trusted_seq,
             "workers": [
                 {"pid": w.pid, "kind": w.kind, "serves": w.serves, "state": w.state, "run": w.run}
                 for w in self.spawner.workers()

@@ -7,6 +7,7 @@ privileges. Both service managers are told to end the daemon alone: runs survive
 
 from __future__ import annotations
 
+import getpass
 import os
 import plistlib
 import shutil
@@ -22,6 +23,7 @@ System = Literal["systemd", "launchd"]
 UNIT = "hermesd.service"
 LABEL = "dev.hermesd"
 WATCHDOG_S = 180  # the loop turns at least once a minute, for its housekeeping
+START_S = 900  # a start reads what the ledger holds behind its last snapshot; systemd's own 90 s may be too few
 EXIT_CONFIGURATION = 78  # sysexits.h; starting again would not help
 
 _UNIT_TEXT = """\
@@ -37,6 +39,7 @@ Environment={environment}
 ExecStart={command}
 ExecReload=/bin/kill -HUP $MAINPID
 WatchdogSec={watchdog_s}
+TimeoutStartSec={start_s}
 Restart=always
 RestartSec=5
 RestartPreventExitStatus={exit_configuration}
@@ -97,6 +100,7 @@ def render(system: System, home: Path, command: Sequence[str]) -> tuple[Path, st
         command=" ".join([_quoted(command[0]), *(_quoted(word).replace("$", "$$") for word in command[1:])]),
         home=_quoted(str(home)),
         watchdog_s=WATCHDOG_S,
+        start_s=START_S,
         exit_configuration=EXIT_CONFIGURATION,
     )
     return _unit_path(), text
@@ -178,6 +182,44 @@ def _plist_path() -> Path:
     return Path.home() / "Library" / "LaunchAgents" / f"{LABEL}.plist"
 
 
+def program_in(system: System, path: Path) -> Path | None:
+    """The program that an installed file starts; None if it names none."""
+    try:
+        data = path.read_bytes()
+        if system == "launchd":
+            return Path(plistlib.loads(data)["ProgramArguments"][0])
+    except (FileNotFoundError, plistlib.InvalidFileException, KeyError, IndexError, TypeError, ValueError):
+        return None
+    start = 'ExecStart="'
+    lines = [line for line in data.decode("utf-8", "replace").splitlines() if line.startswith(start)]
+    return Path(lines[-1].removeprefix(start).partition('"')[0].replace("%%", "%")) if lines else None
+
+
+def outdated(home: Path, path: Path) -> bool:
+    """Whether an installed systemd unit, the program it starts aside, is not what this version would write. What a user
+    has put beside it (a drop-in) is not looked at."""
+    program = program_in("systemd", path)
+    if program is None:
+        return True
+    _, text = render("systemd", home, [str(program), "run"])
+    found = path.read_text("utf-8", "replace")
+    return [_but_program(line) for line in found.splitlines()] != [_but_program(line) for line in text.splitlines()]
+
+
+def _but_program(line: str) -> str:
+    return "ExecStart=" if line.startswith("ExecStart=") else line
+
+
+def lingers() -> bool:
+    """Whether systemd keeps this user's services when the user logs out."""
+    return Path("/var/lib/systemd/linger", getpass.getuser()).exists()
+
+
+def log_path() -> Path:
+    """Where launchd puts what the daemon says; under systemd the journal has it."""
+    return Path.home() / "Library" / "Logs" / "hermesd.log"
+
+
 def _quoted(word: str) -> str:
     """One word of a unit file: `%` begins a specifier there, and `\\` an escape."""
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%") + '"'
@@ -195,7 +237,7 @@ def _plist(home: Path, command: Sequence[str]) -> str:
             "ExitTimeOut": 30,
             "AbandonProcessGroup": True,  # only the daemon is ended: runs go on
             "Umask": 0o077,
-            "StandardErrorPath": str(Path.home() / "Library" / "Logs" / "hermesd.log"),
+            "StandardErrorPath": str(log_path()),
         },
         sort_keys=False,
     ).decode()

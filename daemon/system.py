@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
+import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ledger.disk import AppendFile, Lock, Locked
@@ -17,6 +20,20 @@ from ledger.instant import Now
 _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # macOS: MONOTONIC counts while the host sleeps
 _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)
 _READ_BYTES = 1 << 24
+_KEEP_SIZE = 1
+_PREALLOCATE = 42  # of macOS; the fcntl module does not name it in every version
+_NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINTR)
+
+
+def _fallocate_here() -> Callable[[int, int, int, int], int] | None:
+    """`os.posix_fallocate` would write NULs into the length of the file; the system call itself need not."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), "fallocate64" if sys.maxsize < 2**32 else "fallocate", None)
+    if function is not None:
+        function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return function
+
+
+_fallocate = None if sys.platform == "darwin" else _fallocate_here()
 
 
 def _sync(descriptor: int) -> None:
@@ -38,6 +55,19 @@ class OsAppendFile:
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._descriptor, size)
+
+    def reserve(self, size: int) -> None:
+        length = size - os.fstat(self._descriptor).st_size
+        if length <= 0:
+            return
+        if sys.platform == "darwin":
+            # F_PREALLOCATE from the end of the file (fstore_t: flags, mode, offset, length, allocated); best effort.
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(self._descriptor, _PREALLOCATE, struct.pack("=Iiqqq", 4, 3, 0, length, 0))
+        elif _fallocate is not None and _fallocate(self._descriptor, _KEEP_SIZE, size - length, length):
+            number = ctypes.get_errno()
+            if number not in _NOT_SUPPORTED:
+                raise OSError(number, os.strerror(number))
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -119,6 +149,9 @@ class OsDisk:
 
     def remove(self, path: str) -> None:
         os.unlink(self._real(path))
+
+    def set_read_only(self, path: str, *, read_only: bool) -> None:
+        os.chmod(self._real(path), 0o400 if read_only else 0o600)
 
     def drop_cache(self, path: str) -> None:
         if not hasattr(os, "posix_fadvise"):

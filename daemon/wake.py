@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import selectors
@@ -25,11 +26,14 @@ from typing import Any
 
 from apscheduler.executors.debug import DebugExecutor
 from apscheduler.job import Job
+from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 from watchdog.events import (
     EVENT_TYPE_DELETED,
+    DirCreatedEvent,
     DirDeletedEvent,
+    DirMovedEvent,
     FileClosedEvent,
     FileCreatedEvent,
     FileDeletedEvent,
@@ -51,6 +55,7 @@ _QUIET_S = 0.1  # a folder is told of when nothing has changed in it for so long
 _QUIET_LONGEST_S = 1.0  # or when it has been changing for so long
 _CLOCK_STEP_S = 0.5  # a smaller step of the wall clock is slewing
 _CLOCK_LOOK_S = 60.0  # where the kernel does not tell of a clock that was set
+_FOLDERS: list[type[FileSystemEvent]] = [DirCreatedEvent, DirMovedEvent]
 _CHANGES: list[type[FileSystemEvent]] = [  # reading a file is none of these, so it wakes nobody, not even a thread
     FileCreatedEvent, FileModifiedEvent, FileClosedEvent, FileMovedEvent, FileDeletedEvent, DirDeletedEvent,
 ]  # fmt: skip
@@ -85,15 +90,17 @@ class Waker:
         )
         self._scheduler.start()
         self._deadline_ms: int | None = None
-        self._timer = self._add_job(self._timer_fired, None)
         self._intervals: list[tuple[Job, timedelta]] = []
         self._observer: Any = None
-        self._folders: dict[str, tuple[_Folder, ObservedWatch, tuple[int, int]]] = {}
+        self._folders: dict[tuple[str, str], tuple[_Folder, ObservedWatch, tuple[int, int]]] = {}
         self._signals: dict[int, Any] = {}
         self._wakeup_fd = -1
-        self._clock_fd = _clock_notice()
-        if self._clock_fd is not None:
-            self.watch(self._clock_fd, self._clock_was_set)
+        self._clock = _KernelTimer.made()
+        self._timer: Job | None = None
+        if self._clock is None:
+            self._timer = self._add_job(self._timer_fired, None)
+        else:
+            self.watch(self._clock.fd, self._clock_told)
 
     def watch(self, fd: int, on_ready: Callable[[], None], *, write: bool = False) -> None:
         """Call `on_ready` from `wait` whenever `fd` can be read (`write`: written); replaces an earlier callback."""
@@ -124,7 +131,7 @@ class Waker:
 
     def wait(self) -> None:
         """Block until a descriptor is ready or a reason is raised, and run the callbacks of what is ready."""
-        timeout = 0.0 if self._reasons else _CLOCK_LOOK_S if self._clock_fd is None else None
+        timeout = 0.0 if self._reasons else _CLOCK_LOOK_S if self._clock is None else None
         for key, events in self._selector.select(timeout):
             for event in (selectors.EVENT_READ, selectors.EVENT_WRITE):
                 # A callback may have taken away what was ready when `select` returned, or given its number to another.
@@ -139,6 +146,10 @@ class Waker:
         with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well as one more byte would
             os.write(self._poker, b"\0")
 
+    def note(self, reason: str) -> None:
+        """Raise `reason` from the thread that waits: its next wait ends at once, and costs no byte in the pipe."""
+        self._reasons.append(reason)
+
     def reasons(self) -> set[str]:
         """The reasons raised since the last call."""
         found = set()
@@ -151,8 +162,13 @@ class Waker:
         """Raise "timer" once at this instant (at once if it has passed; None: never), replacing the earlier one."""
         if wall_ms != self._deadline_ms:
             self._deadline_ms = wall_ms
-            moment = _NEVER if wall_ms is None or wall_ms >= _NEVER_MS else datetime.fromtimestamp(wall_ms / 1000, UTC)
-            self._timer.modify(next_run_time=moment)
+            at_ms = _NEVER_MS if wall_ms is None else min(wall_ms, _NEVER_MS)
+            if self._clock is not None:
+                self._clock.arm(at_ms)
+            elif self._timer is not None:
+                self._timer.modify(
+                    next_run_time=_NEVER if at_ms == _NEVER_MS else datetime.fromtimestamp(at_ms / 1000, UTC)
+                )
 
     def every(self, seconds: float, reason: str) -> None:
         """Raise `reason` again and again, `seconds` apart."""
@@ -166,16 +182,17 @@ class Waker:
         for number in SIGNALS:
             self._signals[number] = signal.signal(number, self._on_signal)
 
-    def watch_folder(self, path: Path, reason: str) -> None:
+    def watch_folder(self, path: Path, reason: str, *, folders: bool = False, deep: bool = False) -> None:
         """Raise `reason` when a file in `path` was written, renamed, added or removed, and then nothing for 100 ms.
+        With `folders` also when a folder was; `deep`: in all folders below, too.
 
         Calling it again is cheap, and takes up a folder that was removed and made anew. CannotWatch if it cannot be.
         """
-        name = str(path)
+        name, key = str(path), (str(path), reason)
         try:
             status = path.stat()
             identity = (status.st_dev, status.st_ino)
-            known = self._folders.get(name)
+            known = self._folders.get(key)
             if known is not None and known[2] == identity and not known[0].gone:
                 return
             if self._observer is None:
@@ -183,17 +200,27 @@ class Waker:
                 self._observer.start()
             if known is not None:
                 self._observer.unschedule(known[1])
-            folder = known[0] if known is not None else _Folder(self, reason)
+            folder = known[0] if known is not None else _Folder(self, reason, name)
             folder.gone = False
-            watch = self._observer.schedule(folder, name, recursive=False, event_filter=_CHANGES)
+            # The observer takes two watches of one place for one if they ask for the same events; two reasons must not.
+            wanted = [*_CHANGES, *_FOLDERS] if folders or deep else _CHANGES
+            watch = self._observer.schedule(folder, name, recursive=deep, event_filter=wanted)
         except OSError as error:
             raise CannotWatch(
                 f"cannot watch {path} for changes: {error.strerror or error}. If the folder exists and is readable, a "
                 "limit is reached: raise fs.inotify.max_user_instances and fs.inotify.max_user_watches."
             ) from error
-        self._folders[name] = (folder, watch, identity)
+        self._folders[key] = (folder, watch, identity)
         if known is not None:
             self.poke(reason)
+
+    def unwatch_folder(self, path: Path, reason: str) -> None:
+        """Forget a watched folder. No error if it is not watched."""
+        known = self._folders.pop((str(path), reason), None)
+        if known is not None:
+            known[0].forget()
+            with contextlib.suppress(KeyError):  # the observer drops the watch of a folder that is gone by itself
+                self._observer.unschedule(known[1])
 
     def close(self) -> None:
         """Stop the threads, give the signals back, close the descriptors. Watched descriptors stay the caller's."""
@@ -207,9 +234,10 @@ class Waker:
             self._observer.join()
         self._scheduler.shutdown()
         self._selector.close()
-        for fd in (self._poked, self._poker, self._clock_fd):
-            if fd is not None:
-                os.close(fd)
+        for fd in (self._poked, self._poker):
+            os.close(fd)
+        if self._clock is not None:
+            self._clock.close()
 
     def _add_job(self, run: Callable[[], None], interval: timedelta | None) -> Job:
         first = _NEVER if interval is None else datetime.now(UTC) + interval
@@ -227,13 +255,20 @@ class Waker:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.poke(SIGNALS[signal.Signals(number)])
 
-    def _clock_was_set(self) -> None:
-        assert self._clock_fd is not None
-        with contextlib.suppress(OSError):  # ECANCELED is the news itself
-            os.read(self._clock_fd, 8)
-        _arm_clock_notice(self._clock_fd)
-        # A step too small for "clock" still moved the instants that the scheduler's thread counted its wait from.
-        self._scheduler.wakeup()
+    def _clock_told(self) -> None:
+        assert self._clock is not None
+        try:
+            self._clock.read()
+        except BlockingIOError:
+            return
+        except OSError:  # ECANCELED: the clock was set, or the host woke from sleep.
+            self._clock.arm(_NEVER_MS if self._deadline_ms is None else min(self._deadline_ms, _NEVER_MS))
+            # A step too small for "clock" still moved the instants that the scheduler's thread counted its wait from.
+            self._scheduler.wakeup()
+        else:
+            self._deadline_ms = None
+            self._clock.arm(_NEVER_MS)
+            self.note(TIMER)
 
     def _look_at_clock(self) -> None:
         """The scheduler counts its waits on a clock that stands still in sleep and does not see the wall clock jump:
@@ -268,9 +303,10 @@ class _Again(BaseTrigger):  # type: ignore[misc]  # the package has no types
 class _Folder(FileSystemEventHandler):
     """One watched folder: many changes, one reason. Runs in watchdog's thread and in the scheduler's."""
 
-    def __init__(self, waker: Waker, reason: str) -> None:
+    def __init__(self, waker: Waker, reason: str, name: str) -> None:
         self._waker = waker
         self._reason = reason
+        self._name = name
         self._lock = threading.Lock()
         self._first_s = 0.0
         self._last_s = 0.0
@@ -279,7 +315,8 @@ class _Folder(FileSystemEventHandler):
         self._job = waker._add_job(self._quiet, None)
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        self.gone = self.gone or (event.event_type == EVENT_TYPE_DELETED and event.is_directory)
+        deleted = event.event_type == EVENT_TYPE_DELETED and event.is_directory
+        self.gone = self.gone or (deleted and os.fsdecode(event.src_path) == self._name)
         names = [os.path.basename(os.fsdecode(path)) for path in (event.src_path, event.dest_path) if path]
         if all(ignored(name) for name in names):
             return
@@ -291,8 +328,12 @@ class _Folder(FileSystemEventHandler):
             self._first_s = self._last_s
         self.tell_soon()
 
+    def forget(self) -> None:
+        self._job.remove()
+
     def tell_soon(self) -> None:
-        self._job.modify(next_run_time=datetime.now(UTC) + timedelta(seconds=_QUIET_S))
+        with contextlib.suppress(JobLookupError):  # forgotten in this very moment
+            self._job.modify(next_run_time=datetime.now(UTC) + timedelta(seconds=_QUIET_S))
 
     def _quiet(self) -> None:
         with self._lock:
@@ -307,23 +348,39 @@ class _Folder(FileSystemEventHandler):
             self._waker.poke(self._reason)
 
 
-def _clock_notice() -> int | None:
-    """A descriptor that becomes readable when the wall clock is set or the host wakes from sleep; None where the
-    system has none (then the clock is looked at once a minute)."""
-    if not sys.platform.startswith("linux"):
-        return None
-    fd = ctypes.CDLL(None, use_errno=True).timerfd_create(time.CLOCK_REALTIME, os.O_NONBLOCK | os.O_CLOEXEC)
-    if fd < 0:
-        return None
-    if not _arm_clock_notice(fd):
-        os.close(fd)
-        return None
-    return int(fd)
+class _KernelTimer:
+    """A descriptor that becomes readable at an instant of the wall clock, and when that clock is set or the host wakes
+    from sleep: then reading it is an error."""
 
+    def __init__(self, fd: int, libc: ctypes.CDLL) -> None:
+        self.fd = fd
+        self._libc = libc
+        self._spec = (ctypes.c_long * 4)()  # struct itimerspec: interval, value; seconds, nanoseconds
 
-def _arm_clock_notice(fd: int) -> bool:
-    absolute, cancel_on_set = 1, 2
-    never = (ctypes.c_long * 4)(0, 0, _NEVER_MS // 1000, 0)  # struct itimerspec: interval, value; seconds, nanoseconds
-    # The call answers ECANCELED when the clock was set since the last one, and arms the timer all the same.
-    libc = ctypes.CDLL(None, use_errno=True)
-    return libc.timerfd_settime(fd, absolute | cancel_on_set, never, None) == 0 or ctypes.get_errno() == 125
+    @classmethod
+    def made(cls) -> _KernelTimer | None:
+        """None where the system has none; then the clock is looked at once a minute."""
+        if not sys.platform.startswith("linux"):
+            return None
+        libc = ctypes.CDLL(None, use_errno=True)
+        fd = libc.timerfd_create(time.CLOCK_REALTIME, os.O_NONBLOCK | os.O_CLOEXEC)
+        if fd < 0:
+            return None
+        timer = cls(int(fd), libc)
+        if not timer.arm(_NEVER_MS):
+            os.close(fd)
+            return None
+        return timer
+
+    def arm(self, wall_ms: int) -> bool:
+        absolute, cancel_on_set = 1, 2
+        self._spec[2], self._spec[3] = divmod(max(wall_ms, 1) * 1_000_000, 1_000_000_000)  # 0 would disarm it
+        # The call answers ECANCELED when the clock was set since the last one, and arms the timer all the same.
+        failed = self._libc.timerfd_settime(self.fd, absolute | cancel_on_set, self._spec, None) != 0
+        return not failed or ctypes.get_errno() == errno.ECANCELED
+
+    def read(self) -> None:
+        os.read(self.fd, 8)
+
+    def close(self) -> None:
+        os.close(self.fd)

@@ -48,6 +48,13 @@ class Artifacts:
             )
         return data
 
+    def remove(self, digest: str) -> None:
+        """Delete the content; no error if it is not here. Durable once this returns."""
+        path = self._path(digest)
+        if self._disk.exists(path):
+            self._disk.remove(path)
+            self._disk.sync_folder(path.rpartition("/")[0])
+
     def has(self, digest: str) -> bool:
         return self._disk.exists(self._path(digest))
 

@@ -6,6 +6,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from ledger.record import GENESIS, HASHED_TO, START, Record, Unsound, check, predecessor, record_of
+from ledger.seal import Seal
 from ledger.segment import Segment, ledger_of
 
 
@@ -48,6 +49,18 @@ class Chain:
         if segment.epoch < self.epoch:
             raise Unsound(f"the segment is of epoch {segment.epoch}; the one before is of {self.epoch}")
         self.number, self.epoch, self._segment = segment.number, segment.epoch, segment
+
+    def enter_sealed(self, seal: Seal, *, first: bool = False) -> None:
+        """Stand behind the last record of a segment whose bytes are those of its seal. Unsound if it cannot follow.
+        With `first`, reading starts here, and what lies before is taken on trust."""
+        if not first:
+            self.enter(seal.segment)
+            if seal.previous != self.hash or seal.first_batch != self.batch + 1:
+                raise Unsound("the segment does not name the record before it as its predecessor")
+        if self.ledger_id and seal.ledger_id != self.ledger_id:
+            raise Unsound(f"the segment belongs to ledger {seal.ledger_id}, the ones before to {self.ledger_id}")
+        self.ledger_id, self.number, self.epoch, self._segment = seal.ledger_id, seal.number, seal.epoch, None
+        self.seq, self.hash, self.batch, self.remaining = seal.last_seq, seal.last_hash, seal.last_batch, 0
 
     def take(self, line: bytes) -> Record:
         """The record of `line` (no newline), which becomes the last one. Unsound, and nothing changed, if it does not

@@ -27,7 +27,11 @@ class AppendFile(Protocol):
         """fdatasync: everything written so far is durable once this returns. After an error nothing is known."""
 
     def truncate(self, size: int) -> None:
-        """Cut back to `size` bytes."""
+        """Cut back to `size` bytes, and give back the room reserved behind them."""
+
+    def reserve(self, size: int) -> None:
+        """Have room kept for the file to grow to `size` bytes; its length and content stay. ENOSPC if there is not so
+        much; no error where the system cannot."""
 
     def close(self) -> None: ...
 
@@ -60,6 +64,9 @@ class Disk(Protocol):
         """Names made, renamed or removed in `folder` are durable once this returns."""
 
     def remove(self, path: str) -> None: ...
+
+    def set_read_only(self, path: str, *, read_only: bool) -> None:
+        """Take away or give back the owner's right to write to the file. Who has it open may go on writing."""
 
     def drop_cache(self, path: str) -> None:
         """Ask that the next read comes from the device, not from memory. A no-op where the system has no such call."""

@@ -7,6 +7,14 @@ class Refused(Exception):
     """The caller asked for something a ledger cannot hold. Nothing was changed; the message names the place in it."""
 
 
+class Conflict(Exception):
+    """A subject is not as the caller of a conditional append saw it. Nothing was changed; `seq` is its last record."""
+
+    def __init__(self, message: str, subject: str, seq: int) -> None:
+        super().__init__(message)
+        self.subject, self.seq = subject, seq
+
+
 class Full(Exception):
     """No room on the disk. What was staged is dropped, what was durable stays; appending works again with room."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import NamedTuple
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -35,6 +36,7 @@ def text_of(ms: int) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+@lru_cache(maxsize=4096)  # A plan asks about the same instants again and again.
 def ms_of(text: str) -> int:
     """The inverse of `text_of`; any RFC 3339 offset is accepted. ValueError if there is none."""
     moment = datetime.fromisoformat(text)

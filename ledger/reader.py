@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Generator, Iterator, Mapping
+from hashlib import sha256
+from typing import Literal, NamedTuple
 
-from ledger import watermark
+from ledger import manifest, watermark
 from ledger.chain import Chain, Head
 from ledger.disk import Disk
 from ledger.errors import Corrupt
-from ledger.record import START, Record, Unsound, decode, predecessor
-from ledger.segment import Segment, lines, segments_in
+from ledger.record import START, Record, Unsound, decode, predecessor, trusted
+from ledger.seal import Seal, line_at
+from ledger.segment import ARCHIVE, Segment, content, lines, plain_bytes, segments_in
 from ledger.watermark import Watermark
 
 FOLDER = "ledger"
+_PARSED_BYTES = 1 << 16
 
 
 class Place(NamedTuple):
@@ -33,15 +36,31 @@ class Walk:
     (a write in progress, or one that nobody was answered on) unless something proves that they had been durable: a
     sound record of a later batch beyond them, or a watermark. Then, and for damage anywhere else, iterating raises
     Corrupt. Afterwards `place`, `torn` and `strays` say where it ended.
+
+    A sealed segment is compared with its seal, by one hash, and its records are only parsed. Not if it is not the same:
+    then its records are followed one by one, to say where it differs.
     """
 
     def __init__(
-        self, disk: Disk, segments: list[Segment], marks: Mapping[str, Watermark], *, folder: str, after: int = 0
+        self,
+        disk: Disk,
+        segments: list[Segment],
+        marks: Mapping[str, Watermark],
+        *,
+        folder: str,
+        after: int = 0,
+        seals: Mapping[int, Seal] | None = None,
+        sealed: Literal["read", "hash"] = "read",
+        trusted_seq: int = 0,
     ) -> None:
-        """`after`: start at the segment that holds the record behind it; what lies before is taken on trust."""
-        self._disk, self._folder, self._marks = disk, folder, marks
+        """`after`: start at the segment that holds the record behind it; what lies before is taken on trust. `sealed`:
+        the records of sealed segments are given, or their bytes only hashed; of those that end at or before
+        `trusted_seq` only the lengths are compared."""
+        self._disk, self._folder, self._marks = disk, folder, dict(marks)
+        self._seals, self._sealed, self._trusted_seq = seals or {}, sealed, trusted_seq
         self._start = max((i for i, segment in enumerate(segments) if segment.first_seq <= after + 1), default=0)
-        self._segments = segments
+        self._segments, self._after = segments, after
+        self._expected = {mark.seq: (file, mark) for file, mark in marks.items() if mark.seq}
         self._first_good = 0
         self.ledger_id = ""
         self.place: Place | None = None
@@ -53,10 +72,15 @@ class Walk:
 
     def __iter__(self) -> Iterator[Record]:
         chain = Chain()
-        expected = {mark.seq: (file, mark) for file, mark in self._marks.items() if mark.seq}
+        after, expected = self._after, self._expected
         for index, segment in enumerate(self._segments[self._start :], self._start + 1):
             ends_before = self._segments[index].first_seq if index < len(self._segments) else 0
             path = f"{self._folder}/{segment.name}"
+            seal = self._seals.get(segment.number)
+            if seal is not None and (yield from self._as_sealed(chain, segment, seal, after)):
+                if not ends_before:
+                    self._end(self._place(), seal.size_bytes, "")
+                continue
             offset = 0
             batch: list[Record] = []
             place: Place | None = None
@@ -65,6 +89,7 @@ class Walk:
                 if chain.seq or self._start == 0:
                     chain.enter(segment)
             except Unsound as unsound:
+                self._look_for(chain.number + 1, segment.number)
                 raise self._corrupt(segment, 0, str(unsound), chain.seq) from None
             for offset, line in lines(self._disk, path):
                 try:
@@ -100,27 +125,108 @@ class Walk:
             elif why or chain.seq + 1 != ends_before or chain.remaining:
                 why = why or f"the segment ends with seq {place.head.seq}; the next one begins with {ends_before}"
                 raise self._corrupt(segment, offset, why, place.head.seq)
-            elif self._disk.size(path) > place.offset:
+            elif plain_bytes(self._disk, path) > place.offset:
                 self.strays.append((segment, place.offset))
+            if seal is not None:
+                raise self._corrupt(segment, 0, "its bytes are not those that its seal names", seal.first_seq - 1)
+
+    def _place(self) -> Place:
+        assert self.place is not None
+        return self.place
+
+    def _as_sealed(self, chain: Chain, segment: Segment, seal: Seal, after: int) -> Generator[Record, None, bool]:
+        """The records of a sealed segment; False, and nothing given or changed, if it is not as it was sealed."""
+        path, data = f"{self._folder}/{segment.name}", b""
+        try:
+            if seal.segment != segment:
+                raise Unsound(f"segment {segment.number} was sealed as {seal.segment.name}")
+            if seal.last_seq <= self._trusted_seq:
+                same = plain_bytes(self._disk, path) >= seal.size_bytes
+            else:
+                data = content(self._disk, path, seal.size_bytes)
+                same = sha256(data).hexdigest() == seal.sha256
+        except Unsound as unsound:
+            raise self._corrupt(segment, 0, str(unsound), chain.seq) from None
+        if not same:
+            return self._expect(segment, seal)
+        try:
+            chain.enter_sealed(seal, first=not chain.number and self._start > 0)
+        except Unsound as unsound:
+            self._look_for(chain.number + 1, segment.number)
+            raise self._corrupt(segment, 0, str(unsound), chain.seq) from None
+        for seq, (file, mark) in self._expected.items():
+            if data and seal.first_seq <= seq <= seal.last_seq:
+                at = line_at(data, seq)
+                if decode(data[at : data.index(b"\n", at)]).hash != mark.hash:
+                    raise self._corrupt(segment, at, f"{file} names another record as seq {seq}", seq - 1)
+        self._first_good = self._first_good or seal.first_seq
+        self.place = Place(segment, seal.size_bytes, Head(chain.seq, chain.hash), chain.batch)
+        self.ledger_id = seal.ledger_id
+        if self._disk.exists(path) and self._disk.size(path) > seal.size_bytes:
+            self.strays.append((segment, seal.size_bytes))
+        if self._sealed == "read":
+            at = line_at(data, after + 1) if after >= seal.first_seq else 0
+            while at < len(data):
+                end = data.find(b"\n", min(at + _PARSED_BYTES, len(data) - 1)) + 1
+                yield from trusted(data[at:end])
+                at = end
+        return True
+
+    def _expect(self, segment: Segment, seal: Seal) -> bool:
+        """It is not as it was sealed, so its records are followed one by one; the seal then vouches for all of them."""
+        mark = Watermark(seal.ledger_id, seal.epoch, seal.last_seq, seal.last_hash)
+        self._marks[segment.seal_name] = mark
+        self._expected.setdefault(mark.seq, (segment.seal_name, mark))
+        return False
 
     def _end(self, place: Place, damage_at: int, why: str) -> None:
         """What lies behind the last complete batch is torn, or it is Corrupt."""
-        tail = self._disk.read(f"{self._folder}/{place.segment.name}", place.offset)
+        tail = b""
+        if place.segment.number not in {segment.number for segment, _ in self.strays}:
+            tail = self._tail(place)
         if tail and not why:
             why = "the last batch is not complete"
+        self._look_for(place.segment.number + 1, max(self._seals, default=0) + 1)
         proof = proof_of_more(place, tail, self._marks)
         if proof:
             why = why or f"the ledger ends with seq {place.head.seq}"
             raise self._corrupt(place.segment, damage_at, f"{why}; {proof}", place.head.seq)
         self.torn = why
 
+    def _look_for(self, number: int, end: int) -> None:
+        """Corrupt if one of the segments from `number` on is known to have been sealed: for it is not there."""
+        for seal in (self._seals[n] for n in range(number, end) if n in self._seals):
+            raise missing(self._folder, seal.segment, self._seals)
+
+    def _tail(self, place: Place) -> bytes:
+        path = f"{self._folder}/{place.segment.name}"
+        return self._disk.read(path, place.offset) if self._disk.exists(path) else b""
+
     def _compare(self, segment: Segment, offset: int, record: Record, file: str, mark: Watermark) -> None:
         if record.hash != mark.hash:
             raise self._corrupt(segment, offset, f"{file} names another record as seq {mark.seq}", record.seq - 1)
 
     def _corrupt(self, segment: Segment, offset: int, reason: str, last_good: int) -> Corrupt:
-        first_good = min(self._first_good, last_good)
-        return Corrupt(f"{self._folder}/{segment.name}", offset, reason, first_good=first_good, last_good=last_good)
+        path = f"{self._folder}/{segment.name}"
+        file = path if self._disk.exists(path) else path + ARCHIVE
+        first_good, advice = min(self._first_good, last_good), repairs(file, last_good)
+        return Corrupt(file, offset, reason, first_good=first_good, last_good=last_good, advice=advice)
+
+
+def missing(folder: str, segment: Segment, seals: Mapping[int, Seal]) -> Corrupt:
+    """A sealed segment is not there; what lies before it is good."""
+    path, good, seal = f"{folder}/{segment.name}", segment.first_seq - 1, seals.get(segment.number)
+    held = f"; it holds the records {seal.first_seq} to {seal.last_seq}" if seal is not None else ""
+    reason = f"the sealed segment is missing{held}"
+    return Corrupt(path, 0, reason, first_good=min(1, good), last_good=good, advice=repairs(path, good))
+
+
+def repairs(file: str, last_good: int) -> str:
+    """What a person may do about damage: the commands."""
+    restore = f"put {file} back from a backup that holds it whole: `hermesd ledger restore BACKUP`"
+    cut = f"`hermesd ledger cut --at {last_good + 1} --accept-loss`"
+    give_up = f"; or give up what lies behind record {last_good}: {cut}" if last_good else ""
+    return f"nothing was changed; {restore}{give_up}"
 
 
 def proof_of_more(place: Place, tail: bytes, marks: Mapping[str, Watermark]) -> str:
@@ -172,7 +278,8 @@ def read(disk: Disk, *, after: int = 0, until: int | None = None, folder: str = 
     """
     # The watermarks are read first: a writer may note a later one while this reads, which would prove too much.
     marks = marks_in(disk, folder)
-    for record in Walk(disk, segments_in(disk.list(folder)), marks, folder=folder, after=after):
+    seals = manifest.seals_in(disk, folder)
+    for record in Walk(disk, segments_in(disk.list(folder)), marks, folder=folder, after=after, seals=seals):
         if record.seq > after:
             if until is not None and record.seq > until:
                 return
@@ -210,7 +317,10 @@ class Tail:
         if any(other.number > segment.number and other.first_seq <= chain.seq for other in segments):
             return True
         trailer = f',"h":"{chain.hash}"}}\n'.encode()
-        return self._disk.read(f"{self._folder}/{segment.name}", offset - len(trailer), len(trailer)) != trailer
+        try:
+            return self._disk.read(f"{self._folder}/{segment.name}", offset - len(trailer), len(trailer)) != trailer
+        except FileNotFoundError:
+            return False  # archived, so sealed before that
 
     def _follow(self, segments: list[Segment], until: int | None) -> Iterator[Record]:
         assert self._here is not None
@@ -235,11 +345,19 @@ class Tail:
                 except Unsound as unsound:
                     given = self._here[2]
                     place = Place(segment, begin, Head(given.seq, given.hash), given.batch)
-                    marks, tail = marks_in(self._disk, self._folder), self._disk.read(path, begin)
-                    if follower is None and not proof_of_more(place, tail, marks):
+                    if follower is None and not proof_of_more(
+                        place, self._disk.read(path, begin), marks_in(self._disk, self._folder)
+                    ):
                         return
                     first_good = min(1, given.seq)
-                    raise Corrupt(path, offset, str(unsound), first_good=first_good, last_good=given.seq) from None
+                    raise Corrupt(
+                        path,
+                        offset,
+                        str(unsound),
+                        first_good=first_good,
+                        last_good=given.seq,
+                        advice=repairs(path, given.seq),
+                    ) from None
                 if chain.remaining:
                     continue
                 if until is not None and chain.seq > until:

@@ -6,21 +6,23 @@ short at any point: what is to be cut is durable in `quarantine/` first, and loo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any
 
-from ledger import watermark
+from ledger import manifest, seal, watermark
 from ledger.chain import Head
 from ledger.disk import Disk, write_atomically
 from ledger.errors import Corrupt
 from ledger.instant import Now
-from ledger.reader import Walk
+from ledger.manifest import MANIFEST, Manifest
+from ledger.reader import Walk, missing, repairs
 from ledger.record import GENESIS, Unsound, timestamp
-from ledger.segment import Segment, segments_in
+from ledger.seal import Seal
+from ledger.segment import ARCHIVE, KEEPING, Segment, named, segments_in, superseded_in
 from ledger.watermark import Watermark
 
-RECOVERED = "ledger.recovered"
 QUARANTINE = "quarantine"
 _NEW_EPOCH = "nothing was changed; move this file away and start again: a new one is made from the segments"
 
@@ -36,6 +38,15 @@ class Cut:
     quarantine: str
     """The name in `quarantine/`; "" until it is kept there."""
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """`file` up to `bytes`, which ends with the record `last_seq`."""
+
+    file: str
+    bytes: int
+    last_seq: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,51 +68,68 @@ class Recovery:
     """Quarantined by a recovery that was itself cut short before it could record what it did."""
     stale: tuple[str, ...]
     """Temporary files left by a crash: never published, so nothing depends on them."""
+    seals: Mapping[int, Seal]
+    """By the number of the segment. The files of those not in it are not sealed yet."""
+    rewritten: Rewritten | None
+    """Whole at its end, but nothing proves its last batch to be on the device and not only in memory: so the file is
+    written anew. Its records keep their seqs and hashes, which callers and workers may have been told."""
 
     @property
     def changed(self) -> bool:
-        return bool(self.cuts or self.found)
+        return bool(self.cuts or self.found or self.rewritten)
 
     def data(self) -> dict[str, Any]:
         """For the `ledger.recovered` record."""
-
-        def plain(cut: Cut) -> dict[str, Any]:
-            return {name: getattr(cut, name) for name in ("file", "offset", "bytes", "sha256", "quarantine", "reason")}
 
         return {
             "last_seq": self.head.seq,
             "last_hash": self.head.hash,
             "watermark_seq": self.watermark_seq,
-            "cuts": [plain(cut) for cut in self.cuts],
-            "found": [plain(cut) for cut in self.found],
+            "cuts": [asdict(cut) for cut in self.cuts],
+            "found": [asdict(cut) for cut in self.found],
+            "rewritten": asdict(self.rewritten) if self.rewritten else None,
         }
 
 
-def survey(disk: Disk, folder: str) -> Recovery:
-    """Read everything and decide. Changes nothing; raises Corrupt (rows 3 of the table)."""
+def survey(disk: Disk, folder: str, *, trusted_seq: int = 0, to_be_recorded: frozenset[str] = frozenset()) -> Recovery:
+    """Read everything and decide. Changes nothing; raises Corrupt (rows 3 and 4 of the table).
+
+    `to_be_recorded` names what the caller has put into quarantine and will record itself.
+    Of sealed segments only one hash is made, and of those up to `trusted_seq` only the lengths are looked at.
+    """
     names = disk.list(folder)
     segments = segments_in(names)
-    if segments:
-        # After a failed sync the cache may hold what the disk never got; earlier segments were synced when left.
-        disk.drop_cache(f"{folder}/{segments[-1].name}")
     marks, cuts = _marks(disk, folder)
+    noted = manifest.read(disk, folder)
+    if noted.why:
+        cuts.append(_cut(disk, folder, MANIFEST, noted.good_bytes, noted.why))
+    superseded = {segment.stem for segment in superseded_in(names)}
+    late = [name for name in names if _stem(name) in superseded]
+    cuts += [_cut(disk, folder, name, 0, "begun by a superseded epoch after its successor began") for name in late]
+    seals, damaged = _seals(disk, folder, segments, noted, [name for name in names if name not in late])
+    cuts += damaged
+    for segment in segments:
+        # After a failed sync the cache may hold what the disk never got.
+        if segment.number not in seals and disk.exists(f"{folder}/{segment.name}"):
+            disk.drop_cache(f"{folder}/{segment.name}")
     epoch = marks.get(watermark.EPOCH, Watermark("", 0, 0, GENESIS))
     if not segments:
         proof = max(marks.values(), key=lambda mark: mark.seq, default=epoch)
         if proof.seq:
-            raise Corrupt(folder, 0, f"no segment is there, but the records up to seq {proof.seq} had been durable")
+            reason = f"no segment is there, but the records up to seq {proof.seq} had been durable"
+            raise Corrupt(folder, 0, reason, advice=repairs(folder, 0))
         stale = _stale(disk, folder)
-        return Recovery(epoch.ledger_id, epoch.epoch, 0, (), Head(0, GENESIS), 0, 0, tuple(cuts), (), stale)
-    if watermark.EPOCH in marks and epoch.epoch < segments[-1].epoch:
-        reason = f"it says epoch {epoch.epoch}; there is a segment of epoch {segments[-1].epoch}"
+        head = Head(0, GENESIS)
+        return Recovery(epoch.ledger_id, epoch.epoch, 0, (), head, 0, 0, tuple(cuts), (), stale, {}, None)
+    highest = max(segment.epoch for segment in segments)
+    if watermark.EPOCH in marks and epoch.epoch < highest:
+        reason = f"it says epoch {epoch.epoch}; there is a segment of epoch {highest}"
         raise Corrupt(f"{folder}/{watermark.EPOCH}", 0, reason, advice=_NEW_EPOCH)
 
-    walk = Walk(disk, segments, marks, folder=folder)
-    records = 0
-    recorded = set()
+    walk = Walk(disk, segments, marks, folder=folder, seals=seals, sealed="hash", trusted_seq=trusted_seq)
+    recorded = {name for sealed in seals.values() for name in sealed.quarantined} | to_be_recorded
     for record in walk:
-        records += 1
-        if record.type == RECOVERED:
+        if record.type in KEEPING:
             recorded |= {cut["quarantine"] for cut in record.data["cuts"] + record.data["found"]}
     assert walk.place is not None
     for mark in marks.values():
@@ -110,19 +138,25 @@ def survey(disk: Disk, folder: str) -> Recovery:
             raise Corrupt(folder, 0, reason, first_good=1, last_good=walk.place.head.seq)
     for segment, offset in walk.strays:
         cuts.append(_cut(disk, folder, segment.name, offset, "written by a superseded epoch after its successor began"))
+    last, head = walk.place.segment, walk.place.head
     if walk.torn:
-        cuts.append(_cut(disk, folder, walk.place.segment.name, walk.place.offset, walk.torn))
+        cuts.append(_cut(disk, folder, last.name, walk.place.offset, walk.torn))
+    watermark_seq = max((mark.seq for mark in marks.values()), default=0)
+    # A segment's name is published with its first record durable behind it, and a seal when all of it is.
+    unproven = head.seq > max(watermark_seq, last.first_seq) and last.number not in seals
     return Recovery(
         ledger_id=walk.ledger_id,
-        epoch=max(epoch.epoch, segments[-1].epoch),
-        records=records,
+        epoch=max(epoch.epoch, highest),
+        records=head.seq,
         segments=tuple(segments),
-        head=walk.place.head,
+        head=head,
         batch=walk.place.batch,
-        watermark_seq=max((mark.seq for mark in marks.values()), default=0),
+        watermark_seq=watermark_seq,
         cuts=tuple(cuts),
         found=tuple(_found(disk, folder, recorded)),
         stale=_stale(disk, folder),
+        seals=seals,
+        rewritten=Rewritten(last.name, walk.place.offset, head.seq) if unproven else None,
     )
 
 
@@ -130,21 +164,76 @@ def carry_out(disk: Disk, folder: str, recovery: Recovery, now: Now) -> Recovery
     """Keep what is cut, cut it, and make what survives durable, so that a new segment may chain onto it."""
     for path in recovery.stale:
         disk.remove(path)
-    kept = tuple(_keep(disk, folder, cut, now) for cut in recovery.cuts)
-    last = recovery.segments[-1].name if recovery.segments else ""
+    kept = tuple(keep(disk, folder, cut, now) for cut in recovery.cuts)
+    last = recovery.segments[-1] if recovery.segments else None
     shortened = {cut.file: cut.offset for cut in kept}
-    for name in sorted({*shortened, last} - {"", watermark.HEAD}):
-        file = disk.append(f"{folder}/{name}")
+    if last is not None and last.number not in recovery.seals:
+        shortened.setdefault(last.name, -1)
+    gone = [file for file, offset in shortened.items() if offset == 0]
+    for file in gone:
+        disk.remove(f"{folder}/{file}")
+    for file, offset in sorted(shortened.items()):
+        if file not in gone:
+            cut_off(disk, f"{folder}/{file}", offset)
+    if gone:
+        disk.sync_folder(folder)
+    if recovery.rewritten is not None:
+        path = f"{folder}/{recovery.rewritten.file}"
+        write_atomically(disk, path, disk.read(path, 0, recovery.rewritten.bytes), durable=True)
+    return replace(recovery, cuts=kept)
+
+
+def cut_off(disk: Disk, path: str, offset: int) -> None:
+    """Durably shorten the file to `offset` bytes (-1: leave it as long as it is)."""
+    disk.set_read_only(path, read_only=False)
+    file = disk.append(path)
+    try:
+        if offset >= 0:
+            file.truncate(offset)
+        file.sync()
+    finally:
+        file.close()
+
+
+def _seals(
+    disk: Disk, folder: str, segments: list[Segment], noted: Manifest, names: list[str]
+) -> tuple[dict[int, Seal], list[Cut]]:
+    """The seals in force, and the damaged ones: those count as not being there. Corrupt if two contradict each other,
+    or if what was sealed is missing."""
+    seals = {sealed.number: sealed for sealed in (*noted.beyond, *(entry.seal for entry in noted.entries))}
+    cuts = []
+    for name in names:
+        segment = named(f"{_stem(name)}.jsonl") if name.endswith(".seal") else None
+        if segment is None:
+            continue
         try:
-            if name in shortened:
-                file.truncate(shortened[name])
-            file.sync()
-        finally:
-            file.close()
-    if watermark.HEAD in shortened:
-        disk.remove(f"{folder}/{watermark.HEAD}")
-    done = {name: getattr(recovery, name) for name in Recovery.__slots__}
-    return Recovery(**{**done, "cuts": kept})
+            sealed = seal.read(disk, folder, segment)
+        except Unsound as unsound:
+            if segment not in segments:
+                raise _missing(disk, folder, segments, segment, seals) from None
+            cuts.append(_cut(disk, folder, name, 0, str(unsound)))
+            continue
+        assert sealed is not None
+        if seals.setdefault(sealed.number, sealed) != sealed:
+            reason = f"it names other content than {MANIFEST} does for segment {segment.number}"
+            raise Corrupt(f"{folder}/{name}", 0, reason, advice=repairs(f"{folder}/{segment.name}", 0))
+    there = set(segments)
+    for sealed in sorted(seals.values(), key=lambda sealed: sealed.number):
+        if sealed.segment not in there:
+            raise _missing(disk, folder, segments, sealed.segment, seals)
+    return seals, cuts
+
+
+def _missing(disk: Disk, folder: str, segments: list[Segment], segment: Segment, seals: Mapping[int, Seal]) -> Corrupt:
+    """Corrupt, also from what is wrong before it: only then the records before it are said to be good."""
+    before = [other for other in segments if other.number < segment.number]
+    for _ in Walk(disk, before, {}, folder=folder, seals={n: s for n, s in seals.items() if n < segment.number}):
+        pass
+    return missing(folder, segment, seals)
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(ARCHIVE).rpartition(".")[0]
 
 
 def _marks(disk: Disk, folder: str) -> tuple[dict[str, Watermark], list[Cut]]:
@@ -180,7 +269,7 @@ def _found(disk: Disk, folder: str, recorded: set[str]) -> list[Cut]:
     return found
 
 
-def _keep(disk: Disk, folder: str, cut: Cut, now: Now) -> Cut:
+def keep(disk: Disk, folder: str, cut: Cut, now: Now) -> Cut:
     """Durable in the quarantine once this returns. Never over another file there."""
     quarantine = f"{folder}/{QUARANTINE}"
     disk.make_folder(quarantine)

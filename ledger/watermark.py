@@ -6,13 +6,10 @@ whose epoch it is and what it found. Each file is one line that carries its own 
 
 from __future__ import annotations
 
-from hashlib import sha256
 from typing import NamedTuple
 
-from orjson import JSONDecodeError, dumps, loads
-
 from ledger.disk import Disk
-from ledger.record import FORMAT, Unsound
+from ledger.record import FORMAT, Unsound, own_hash, with_own_hash
 
 HEAD = "HEAD"
 EPOCH = "EPOCH"
@@ -26,26 +23,17 @@ class Watermark(NamedTuple):
 
 
 def encode(file: str, mark: Watermark) -> bytes:
-    hashed = dumps(
-        {
-            "v": FORMAT,
-            "file": file,
-            "ledger": mark.ledger_id,
-            "epoch": mark.epoch,
-            "seq": mark.seq,
-            "hash": mark.hash,
-        }
-    )[:-1]
-    return b'%b,"h":"%b"}\n' % (hashed, sha256(hashed).hexdigest()[:32].encode())
+    named = {"ledger": mark.ledger_id, "epoch": mark.epoch, "seq": mark.seq, "hash": mark.hash}
+    return with_own_hash({"v": FORMAT, "file": file, **named})
 
 
 def decode(file: str, data: bytes) -> Watermark:
     """Unsound if it is not exactly what `encode` writes."""
     try:
-        fields = loads(data)
+        fields = own_hash(data)
         mark = Watermark(fields["ledger"], fields["epoch"], fields["seq"], fields["hash"])
         sound = encode(file, mark) == data
-    except (JSONDecodeError, KeyError, TypeError):
+    except (Unsound, KeyError, TypeError):
         sound = False
     if not sound:
         raise Unsound(f"{file} is not the one line, with a hash that matches, that it must be")

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 
 from ledger.instant import ms_of
 from policies import due
-from policies.schedule import AfterSchedule, Schedule, schedule_of
-from state.graph import AnyNode, Graph, Job
+from policies.queue import Queue
+from policies.schedule import AfterSchedule, Files, OnSchedule, Schedule, schedule_of
+from state.graph import AnyNode, Graph, Job, Run
 
 NEVER_MS = 1 << 62
 
@@ -26,22 +27,32 @@ class Agenda:
         self._dependents: dict[str, set[str]] = {}
         self._dependencies: dict[str, tuple[str, ...]] = {}
         self._ready: set[str] = set()
+        self._files: dict[str, tuple[Files, int]] = {}
+        self.queue = Queue(self.depth)
+        """The runs that wait."""
 
     @classmethod
     def of(cls, graph: Graph) -> Agenda:
         agenda = cls()
         agenda.follow(graph.jobs.values(), graph)
+        agenda.follow(graph.active.values(), graph)
         return agenda
 
     def follow(self, nodes: Iterable[AnyNode], graph: Graph) -> None:
         """Take up what a patch has put into `graph`."""
         for node in nodes:
-            if not isinstance(node, Job):
+            if type(node) is Run:
+                self.queue.follow_run(node, graph)
                 continue
-            basis = (node.digest, node.cursor_ms, node.removed)
-            if self._basis.get(node.name) != basis:
+            if type(node) is not Job:
+                continue
+            basis, known = (node.digest, node.cursor_ms, node.removed), self._basis.get(node.name)
+            if known != basis:
                 self._basis[node.name] = basis
                 self._file(node)
+                if known is None or known[::2] != basis[::2]:
+                    self.queue.depths_changed()
+            self.queue.follow_job(node)
             if node.name in self._dependencies:
                 self._weigh(node.name, graph)
             for dependent in self._dependents.get(node.name, ()):
@@ -61,6 +72,9 @@ class Agenda:
             self._dependencies[job.name] = schedule.after
             for dependency in schedule.after:
                 self._dependents.setdefault(dependency, set()).add(job.name)
+        self._files.pop(job.name, None)
+        if live and isinstance(schedule, OnSchedule):
+            self._files[job.name] = (schedule.on, ms_of(job.spec["expires"]) if job.spec["expires"] else NEVER_MS)
         upcoming = due.next_slot(schedule, job.cursor_ms) if live else None
         if upcoming is not None and job.spec["expires"] is not None and upcoming >= ms_of(job.spec["expires"]):
             upcoming = None
@@ -119,6 +133,10 @@ class Agenda:
     def ready(self) -> list[str]:
         """Names of `after` jobs all of whose dependencies have a run they have not answered, sorted."""
         return sorted(self._ready)
+
+    def files(self, now_ms: int) -> dict[str, Files]:
+        """The files that jobs wait for at `now_ms`, by the name of the job."""
+        return {name: files for name, (files, until_ms) in self._files.items() if now_ms < until_ms}
 
 
 def fresh(job: Job, graph: Graph) -> dict[str, str]:

@@ -10,11 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
+from ledger.instant import text_of
 from policies.admission import Admission
 from policies.question import GROUPS, Question, digest
 from policies.survey import Candidate, Survey, survey
 
 Json = Any
+
+
+FILES_BYTES_MAX = 100_000
+"""What the names of files may take up in one plan, which has to fit in a line of the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,7 @@ def decide(
     found = found or survey(question)
     checked: set[str] = set(question.preflight)
     while True:
-        decisions, more, starting = _choose(question, found)
+        decisions, more, starting = choose(question, found)
         unchecked = [candidate for candidate in starting if candidate.run not in checked]
         problems = {candidate.run: problem for candidate in unchecked if (problem := check(candidate))}
         checked |= {candidate.run for candidate in unchecked}
@@ -56,25 +63,33 @@ def decide(
     return Plan(tuple(decisions), inputs, digest({"inputs": inputs, "answer": decisions}), more)
 
 
-def _choose(question: Question, found: Survey) -> tuple[list[dict[str, Json]], bool, list[Candidate]]:
+def choose(question: Question, found: Survey) -> tuple[list[dict[str, Json]], bool, list[Candidate]]:
     """The decisions, whether there are more than one plan holds, and the candidates that start."""
-    bound = question.policy.max_decisions_per_plan
+    bound, room_bytes = question.policy.max_decisions_per_plan, FILES_BYTES_MAX
     admission, token = Admission(question), question.tokens
     decisions: list[dict[str, Json]] = []
     starting: list[Candidate] = []
     for candidate, settled in found.entries:
-        if len(decisions) >= bound:
+        if len(decisions) >= bound or room_bytes < 0:
             return decisions, True, starting
-        if settled is not None:
-            decisions.append(settled)
-            continue
-        verdict, rule, reason = admission.verdict(candidate)
-        if verdict == "started":
-            token += 1
-            keys = list(candidate.spec.get("leases", ()))
-            decisions.append(candidate.decided(verdict, rule, reason, token=token, leases=keys))
-            starting.append(candidate)
-        elif verdict == "blocked" or rule != candidate.rule:
-            # One that waits by the same rule as before is no news.
-            decisions.append(candidate.decided(verdict, rule, reason))
+        decided = settled
+        if settled is None:
+            verdict, rule, reason, not_before_ms = admission.verdict(candidate)
+            if verdict == "blocked" and candidate.trigger == "on":
+                verdict = "deferred"  # A file is not used up by what a person has yet to put right: it waits for that.
+            if verdict == "started":
+                token += 1
+                keys = list(candidate.spec.get("leases", ()))
+                decided = candidate.decided(verdict, rule, reason, token=token, leases=keys)
+                starting.append(candidate)
+            elif not_before_ms:
+                decided = candidate.decided(verdict, rule, reason, not_before=text_of(not_before_ms))
+            elif verdict == "blocked" or rule != candidate.rule:
+                # One that waits by the same rule as before is no news.
+                decided = candidate.decided(verdict, rule, reason)
+        if decided is not None:
+            decisions.append(decided)
+            room_bytes -= len(orjson.dumps(candidate.file))
+        if candidate.run == question.last and admission.places > 0 and settled is None:
+            return decisions, True, starting  # The others that wait for a place come before what follows.
     return decisions, found.more, starting

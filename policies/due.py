@@ -17,7 +17,15 @@ from zoneinfo import ZoneInfo
 
 from ledger.instant import ms_of
 from policies import cron
-from policies.schedule import AfterSchedule, AtSchedule, CronSchedule, EverySchedule, ManualSchedule, Schedule
+from policies.schedule import (
+    AfterSchedule,
+    AtSchedule,
+    CronSchedule,
+    EverySchedule,
+    ManualSchedule,
+    OnSchedule,
+    Schedule,
+)
 from policies.zone import (
     change_ms,
     first_instant_ms,
@@ -56,7 +64,7 @@ def next_slot(schedule: Schedule, after_ms: int) -> int | None:
     if isinstance(schedule, AtSchedule):
         at_ms = _at_ms(schedule)
         return at_ms if at_ms > after_ms else None
-    if isinstance(schedule, AfterSchedule | ManualSchedule):
+    if isinstance(schedule, AfterSchedule | OnSchedule | ManualSchedule):
         return None
     raise TypeError(f"{schedule!r} is no schedule")
 
@@ -66,6 +74,11 @@ def slot_id(job: str, revision_digest: str, at_ms: int, salt: str = "") -> str:
     apart what shares all three, such as two requests in one millisecond."""
     text = json.dumps([job, revision_digest, at_ms, salt], separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:12]
+
+
+def jitter_ms(longest_ms: int, slot: str) -> int:
+    """By how much this slot's start is put off: anything up to `longest_ms`, always the same for the same slot."""
+    return int(slot, 16) % (longest_ms + 1) if longest_ms else 0
 
 
 def explain_shift(schedule: Schedule, at_ms: int) -> str:

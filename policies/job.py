@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
@@ -30,6 +31,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from ledger.instant import ms_of, text_of
+from policies.budget import Budget
 from policies.dependency import depths, loops
 from policies.fault import BadValue, Fault, meant
 from policies.field import (
@@ -53,9 +55,11 @@ from policies.field import (
     json_value,
     named,
 )
+from policies.overlap import canonical as canonical_overlap
+from policies.promise import SCHEMA_BYTES_MAX, check_schema, size_bytes
 from policies.quantity import duration_text
-from policies.schedule import SCHEDULES, AnySchedule, Zoned
-from policies.template import Reference, references
+from policies.schedule import SCHEDULES, AnySchedule, OnSchedule, Zoned
+from policies.template import Reference, places, reference, references
 from policies.zone import first_instant_ms, wall_ms_of, zone_named
 
 SPEC = 1  # The version of the canonical form. Only a canonical form carries it, and only there a bare number is ms.
@@ -87,18 +91,22 @@ Outputs = Annotated[tuple[Annotated[str, AfterValidator(_inside)], ...], OneOrMo
 
 
 class Needs(Spec):
-    """What a run takes up while it lives; the machine's whole is shared out. 0 is nothing to speak of."""
+    """What a run takes up while it lives; the machine's whole is shared out. 0 is nothing to speak of. `tokens` are
+    reserved from the budgets it draws on."""
 
     cpu: Number = Field(default=0.0, ge=0)
     memory_bytes: Size = Field(default=0, alias="memory")
     gpu_memory_bytes: Size = Field(default=0, alias="gpu_memory")
+    tokens: StrictInt = Field(default=0, ge=0)
 
 
 class Missed(Spec):
-    """Slots that passed while nobody could start them: all skipped, or only the latest within the window is run."""
+    """Slots that passed while nobody could start them. Of those within the window are run: none, the latest, or all,
+    the newest `max` of them, one after another."""
 
-    policy: Literal["skip", "latest"] = "latest"
+    policy: Literal["skip", "latest", "all"] = "latest"
     window_ms: Duration = Field(default=86_400_000, alias="window")
+    max: StrictInt = Field(default=20, ge=1, le=1000)
 
 
 class Retry(Spec):
@@ -108,8 +116,9 @@ class Retry(Spec):
     backoff: Literal["fixed", "exponential"] = "exponential"
     base_ms: Duration = Field(default=10_000, alias="base")
     max_ms: Duration = Field(default=300_000, alias="max")
-    on: Annotated[tuple[Literal["exit", "timeout", "lost"], ...], OneOrMore(), AfterValidator(in_order)] = (
+    on: Annotated[tuple[Literal["exit", "timeout", "output", "lost"], ...], OneOrMore(), AfterValidator(in_order)] = (
         "exit",
+        "output",
         "timeout",
     )
     idempotent: StrictBool = False
@@ -133,6 +142,8 @@ class Limits(Spec):
     file_size_bytes: Size | None = Field(default=None, alias="file_size")
     cpu_seconds: StrictInt | None = Field(default=None, ge=1)
     memory_bytes: Size | None = Field(default=None, alias="memory")
+    output_bytes: Size | None = Field(default=64 << 20, alias="output", ge=4096)
+    """What stdout and stderr may each leave on the disk; the rest is cut out, with a mark."""
 
     def given(self) -> dict[str, int]:
         """By the names that `daemon.ports.Order.limits` uses."""
@@ -140,15 +151,80 @@ class Limits(Spec):
 
 
 class Keep(Spec):
-    """How many ended runs keep their folders. The ledger keeps all of them for ever."""
+    """How many ended runs keep their folders, and for how long. The ledger keeps all of them for ever."""
 
     runs: StrictInt = Field(default=50, ge=1)
+    days: StrictInt | None = Field(default=None, ge=1, le=36_500)
+
+
+def _schema(value: dict[str, Json] | None, info: ValidationInfo) -> dict[str, Json] | None:
+    if value is not None and not (info.context or {}).get("canonical"):
+        check_schema(value)
+    return value
+
+
+def _small(value: tuple[Expectation, ...]) -> tuple[Expectation, ...]:
+    if size_bytes([one.json_schema for one in value if one.json_schema is not None]) > SCHEMA_BYTES_MAX:
+        raise BadValue(
+            f"the schemas have more than {SCHEMA_BYTES_MAX} bytes together", "Describe only what makes it a success"
+        )
+    return value
+
+
+class Expectation(Spec):
+    """What a run must have left in its folder to count as a success. An agent's step may have its own."""
+
+    file: Annotated[str, AfterValidator(_inside)]
+    min_bytes: Size = 1
+    json_schema: Annotated[dict[str, Json] | None, BeforeValidator(json_value), AfterValidator(_schema)] = None
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, Mapping) else value
+
+
+Expects = Annotated[tuple[Expectation, ...], BeforeValidator(_listed), AfterValidator(_small)]
+
+
+class Notice(Spec):
+    """Whom to tell of what. Each is tried again until it has been delivered; that never changes a run's outcome."""
+
+    on: Annotated[
+        tuple[Literal["failed", "succeeded", "recovered", "missed", "skipped", "cancelled", "paused"], ...],
+        OneOrMore(),
+        AfterValidator(in_order),
+        Field(min_length=1),
+    ] = ("failed",)
+    webhook: Text | None = None
+    command: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.webhook is None) == (self.command is None):
+            what = "neither webhook nor command" if self.webhook is None else "both webhook and command"
+            raise BadValue(f"a notice has {what}", "Give webhook: https://..., or command: [program, argument]")
+        if self.webhook is not None and not re.match(r"https?://|\{\{ *secret\.", self.webhook):
+            raise BadValue(f"{self.webhook!r} is no address for a webhook", "It begins with http:// or https://")
+        return self
+
+
+Notices = Annotated[tuple[Notice, ...], BeforeValidator(_listed)]
 
 
 class Body(Spec):
     """What there is to do."""
 
     kind: str
+
+
+_SHELLS = frozenset({"sh", "ash", "bash", "dash", "fish", "ksh", "zsh"})
+
+
+def _shell_text(argv: tuple[str, ...]) -> str:
+    """What a shell is told to do by its arguments; "" if it is no shell, or is given a script."""
+    if argv[0].rpartition("/")[2] not in _SHELLS:
+        return ""
+    return next((text for option, text in pairwise(argv) if re.fullmatch(r"-\w*c", option)), "")
 
 
 class CommandBody(Body):
@@ -168,6 +244,11 @@ class CommandBody(Body):
             raise BadValue("the command is empty", "Name the program to run")
         if self.shell and "\0" in self.shell:
             raise BadValue("the text holds a NUL character", "No program can take one")
+        if any(found.name.startswith("file.") for found in references(_shell_text(self.command))):
+            raise BadValue(
+                "the name of a file stands in a text for the shell, where it could be a command",
+                'Write "$HERMESD_FILE" there, with the quotes: it holds the path of the file',
+            )
         return self
 
     @property
@@ -225,6 +306,7 @@ class Step(Spec):
     after: Annotated[tuple[StepName, ...], OneOrMore(), AfterValidator(in_order)] = ()
     timeout_ms: Duration | None = Field(default=None, alias="timeout", ge=1)
     outputs: Outputs = ()
+    expects: Expects = ()
 
 
 class CommandStep(CommandBody, Step):
@@ -295,6 +377,9 @@ class AgentBody(Body):
         return self
 
 
+_NOT_FILLED = ("schedule", "cwd", "outputs", "expects", "notify")
+
+
 class Job(Body):
     """Everything but the body, which each kind adds."""
 
@@ -305,17 +390,24 @@ class Job(Body):
     priority: StrictInt = Field(default=50, ge=0, le=100)
     leases: Annotated[tuple[LeaseKey, ...], OneOrMore(), AfterValidator(in_order)] = ()
     needs: Needs = Needs()
-    overlap: Literal["skip", "allow_all"] = "skip"
+    overlap: Annotated[str, AfterValidator(canonical_overlap)] = "skip"
     missed: Missed = Missed()
+    jitter_ms: Duration = Field(default=0, alias="jitter", le=86_400_000)
     timeout_ms: Duration = Field(default=3_600_000, alias="timeout", ge=1)
     grace_ms: Duration = Field(default=10_000, alias="grace")
     retry: Retry = Retry()
+    budget: Budget | None = None
+    stop_after_failures: StrictInt | None = Field(default=None, ge=1, le=1000)
+    fresh_ms: Duration | None = Field(default=None, alias="fresh", ge=1)
+    """How old the last success may grow before `hermesd watch` and `status` say so."""
+    notify: Notices = ()
     enabled: StrictBool = True
     expires: Text | None = None
     env: dict[VariableName, Text] = Field(default_factory=dict)
     cwd: Text | None = None
     limits: Limits = Limits()
     outputs: Outputs = ()
+    expects: Expects = ()
     keep: Keep = Keep()
 
     _steps_known: ClassVar[bool] = False
@@ -329,6 +421,22 @@ class Job(Body):
                         f"{{{{ steps.{found.step}.{found.output} }}}} in a job of kind {self.kind}",
                         "Only the steps of kind: agent have earlier steps",
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _files(self) -> Self:
+        filled = self.model_dump(exclude={"description", *_NOT_FILLED})
+        if not isinstance(self.schedule, OnSchedule) and any(f.name.startswith("file.") for f in references(filled)):
+            raise BadValue(
+                "{{ file.path }} or {{ file.name }} in a job that no file starts",
+                "Only a job with schedule: {on: {path: ...}} has a file",
+            )
+        for field in _NOT_FILLED:
+            if any(f.name.startswith("file.") for f in references(self.model_dump(include={field}))):
+                raise BadValue(
+                    f"{{{{ file.path }}}} and {{{{ file.name }}}} are not filled in `{field}`",
+                    "They can stand in argv, stdin, env, kwargs, prompt and the steps",
+                )
         return self
 
     @model_validator(mode="after")
@@ -383,10 +491,11 @@ class AgentJob(AgentBody, Job):
 
     @model_validator(mode="after")
     def _outputs_of_steps(self) -> Self:
-        if self.outputs:
-            raise BadValue(
-                "an agent's steps write its files, not the agent", "Put `outputs` on the step that writes them"
-            )
+        for field in ("outputs", "expects"):
+            if getattr(self, field):
+                raise BadValue(
+                    "an agent's steps write its files, not the agent", f"Put `{field}` on the step that writes them"
+                )
         return self
 
 
@@ -423,10 +532,28 @@ def parse_job(raw: Json, default_zone: str = "UTC") -> Job:
         advice = meant(kind, _KINDS, known) if isinstance(kind, str) else known
         raise InvalidJob([Fault(("kind",), f"unknown kind {kind!r}", advice)])
     try:
-        return model.model_validate(fields, context=context)
+        job = model.model_validate(fields, context=context)
     except ValidationError as error:
         details = error.errors(include_url=False)
         raise InvalidJob([_fault(model, detail) for detail in details if not _echo(detail, details)]) from error
+    if not context["canonical"] and (faults := list(_misplaced(job))):
+        raise InvalidJob(faults)
+    return job
+
+
+def _misplaced(job: Job) -> Iterator[Fault]:
+    """Placeholders that are not filled where they stand."""
+    for path, inside in places(job.model_dump(by_alias=True, exclude={"description"})):
+        found, shown, top = reference(inside), f"{{{{ {inside} }}}}", path[0]
+        if top == "notify" and not (found.secret and path[2:3] and path[2] in ("webhook", "command")):
+            advice = "Only secrets are, in webhook and command; what happened is told in HERMESD_NOTICE_JSON"
+            yield Fault(path, f"{shown} is not filled in here", advice)
+        elif found.secret and top not in ("env", "notify"):
+            advice = "A secret can stand in a value of `env`: give it to the program as a variable"
+            yield Fault(path, f"{shown} cannot stand here, where others could see it", advice)
+        elif found.step and top == "env":
+            advice = "Give it to the step that needs it, by argv, stdin or kwargs"
+            yield Fault(path, f"{shown} in `env`, which holds for every step, also for those before it", advice)
 
 
 def json_schema() -> dict[str, Json]:
@@ -512,6 +639,9 @@ _EXAMPLES = {
     "model": "Add model: hermes-mini, or the folder of a Hugging Face model",
     "prompt": "Add the text that the model is given",
     "steps": "Add a list of steps, each with a name and a kind",
+    "repos": "Add a list of repositories, each with a key, a path and its remotes",
+    "key": "Add for example key: core-lib",
+    "remotes": "Add for example remotes: {origin: origin}",
 }
 
 

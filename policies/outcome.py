@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -24,13 +25,23 @@ def accepts(run: Run, attempt: int) -> bool:
 
 
 def judge(
-    run: Run, wall_ms: int, *, code: int | None, signal_number: int | None, note: str = "", unstarted: str = ""
+    run: Run,
+    wall_ms: int,
+    *,
+    code: int | None,
+    signal_number: int | None,
+    note: str = "",
+    unstarted: str = "",
+    unmet: str = "",
+    jitter_percent: int = 0,
 ) -> Outcome:
     """The truth about one ended attempt.
 
-    `code` and `signal_number` both None: nobody saw its end. `unstarted`: why it could not be started at all.
+    `code` and `signal_number` both None: nobody saw its end. `unstarted`: why it could not be started at all. `unmet`:
+    what the job expects of a success and is not there. `jitter_percent`: by how much at most the next attempt's wait
+    is made longer.
     """
-    kind, outcome, reason = _kind(run, code, signal_number, unstarted)
+    kind, outcome, reason = _kind(run, code, signal_number, unstarted, unmet)
     if note:
         reason = f"{reason}; {note}"
     retry_at_ms = None
@@ -39,26 +50,34 @@ def judge(
     attempts = retry.get("attempts", 1)
     if kind in retry.get("on", ()) and run.attempt < attempts:
         wait_ms = backoff_ms(retry, run.attempt)
+        wait_ms += share(run.name, run.attempt) * wait_ms * jitter_percent // (100 << 32)
         retry_at_ms = wall_ms + wait_ms
         reason = f"{reason}; attempt {run.attempt + 1} of {attempts} follows in {wait_ms / 1000:g} s"
     elif kind == "lost":
-        reason += "; it is not run again by itself, since it may have done its work"
+        reason += f"; it is not run again by itself, since it may have done its work: `hermesd retry {run.name}` does"
     return Outcome(outcome, reason, retry_at_ms)
 
 
-def _kind(run: Run, code: int | None, signal_number: int | None, unstarted: str) -> tuple[str, str, str]:
+def share(name: str, attempt: int) -> int:
+    """A number below 2**32, always the same for the same attempt."""
+    return int.from_bytes(hashlib.sha256(f"{name}/{attempt}".encode()).digest()[:4], "big")
+
+
+def _kind(run: Run, code: int | None, signal_number: int | None, unstarted: str, unmet: str) -> tuple[str, str, str]:
     """Class for `retry.on` ("" is never retried), outcome, reason."""
     if run.stopping_why == "timeout":
         return "timeout", "timed_out", f"was stopped after its timeout of {run.spec['timeout'] / 1000:g} s"
     if run.stopping_why:
-        why = "its agent's run was stopped" if run.stopping_why == "parent" else "a person asked for it"
-        return "", "cancelled", f"was stopped: {why}"
+        because = {"parent": "its agent's run was stopped", "overlap": "a later slot of its job took its place"}
+        return "", "cancelled", f"was stopped: {because.get(run.stopping_why, 'a person asked for it')}"
     if unstarted:
         return "exit", "failed", unstarted
     if signal_number is not None:
         return "exit", "failed", f"was killed by {_signal_name(signal_number)}"
     if code is None:
         return "lost", "lost", "nobody saw its end"
+    if code == 0 and unmet:
+        return "output", "failed", f"exit status 0, but {unmet}"
     if code == 0:
         return "", "succeeded", "exit status 0"
     if code > 128 and (name := _signal_name(code - 128)):

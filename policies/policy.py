@@ -9,6 +9,8 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
+from policies.budget import Pool
+
 Json = Any
 
 
@@ -24,6 +26,14 @@ class SchedulingPolicy(BaseModel):
     clock_jump_ms: int = Field(ge=100)
     memory_percent: int = Field(ge=1, le=100)
     aging_ms: int = Field(ge=1000)
+    stagger_ms: int = Field(ge=0)
+    retry_jitter_percent: int = Field(ge=0, le=100)
+    notice_attempts: int = Field(ge=1, le=100)
+    notice_base_ms: int = Field(ge=1000)
+    notice_max_ms: int = Field(ge=1000)
+    notices_at_once: int = Field(ge=1, le=100)
+    notices_waiting_max: int = Field(ge=1, le=100_000)
+    pools: dict[str, Pool]
 
     def digest(self) -> str:
         return hashlib.sha256(orjson.dumps(self.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]

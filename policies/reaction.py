@@ -6,28 +6,33 @@ follow from, and asks again until nothing more follows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ledger.instant import Now
 from ledger.record import Draft
 from policies.outcome import judge
+from policies.overlap import TERMINATE_OTHER, overlap_of
 from state.events import draft
-from state.graph import OVER, WITH_PROCESS, Graph, Run
+from state.graph import OVER, WITH_PROCESS, Graph, Job, Run
 
 Json = Any
 
 
-def react(graph: Graph, now: Now) -> list[Draft]:
-    """Events that follow from `graph` at `now`. Empty when nothing does."""
-    follows: list[Draft] = []
+def react(graph: Graph, now: Now, silent: frozenset[str] = frozenset()) -> list[Draft]:
+    """Events that follow from `graph` at `now`. Empty when nothing does. `silent`: runs whose process has ended, while
+    what it left is still being looked at; no time runs out for them."""
+    follows: list[Draft] = [_pause(graph.jobs[name]) for name in sorted(graph.tripped)]
     cancelled = {r.run: r.actor for r in graph.requests.values() if r.verb == "cancel"}
-    for run in list(graph.active.values()):
+    for run in _concerned(graph, cancelled):
         parent = graph.run(run.parent) if run.parent else None
         if run.name in cancelled and run.state != "stopping":
             follows.append(_stop(run, "cancel", cancelled[run.name]))
         elif parent is not None and parent.state == "stopping" and run.state != "stopping":
             follows.append(_stop(run, "parent", "hermesd"))
-        elif overdue_ms(run) is not None and now.boot_ms >= overdue_ms(run):  # type: ignore[operator]
+        elif not run.parent and run.state != "stopping" and (by := _replaced(graph, run)):
+            follows.append(_stop(run, "overlap", "hermesd", force=by == TERMINATE_OTHER))
+        elif run.name not in silent and overdue_ms(run) is not None and now.boot_ms >= overdue_ms(run):  # type: ignore[operator]
             why = "timeout" if run.state == "running" else run.stopping_why
             follows.append(_stopping(run, why, "hermesd", force=run.state == "stopping"))
         elif (
@@ -37,6 +42,19 @@ def react(graph: Graph, now: Now) -> list[Draft]:
         ):
             follows.append(ended)
     return follows
+
+
+def _concerned(graph: Graph, cancelled: Mapping[str, str]) -> list[Run]:
+    """The runs to which something may happen without a report: of those that wait only the few that others end."""
+    holding, names = graph.holding, set(cancelled)
+    for parent in holding.values():
+        if parent.children and parent.state == "stopping":
+            names.update(parent.children)
+    for job in graph.contested:
+        names.update(graph.jobs[job].active)
+    if names <= holding.keys():
+        return list(holding.values())
+    return [run for name, run in graph.active.items() if name in names or name in holding]
 
 
 def overdue_ms(run: Run) -> int | None:
@@ -55,12 +73,27 @@ def _stopping(run: Run, why: str, actor: str, *, force: bool) -> Draft:
     return draft("run.stopping", run.id, data)
 
 
-def _stop(run: Run, why: str, actor: str) -> Draft:
+def _stop(run: Run, why: str, actor: str, *, force: bool = False) -> Draft:
     if run.state in WITH_PROCESS:
-        return _stopping(run, why, actor, force=False)
+        return _stopping(run, why, actor, force=force)
     # It waits, or waits for its next attempt: there is nothing to signal.
-    reason = "its agent's run was stopped" if why == "parent" else f"{actor} asked for it"
-    return finished(run, "cancelled", f"was cancelled before it began: {reason}")
+    because = {"parent": "its agent's run was stopped", "overlap": "a later slot of its job took its place"}
+    return finished(run, "cancelled", f"was cancelled before it began: {because.get(why, f'{actor} asked for it')}")
+
+
+def _replaced(graph: Graph, run: Run) -> str:
+    """The overlap policy by which a later run of the job takes the place of this one; "" if none does."""
+    job = graph.jobs[run.job]
+    if not job.active or job.active[-1] == run.name:
+        return ""
+    overlap = overlap_of(job.spec["overlap"])
+    later = job.active[job.active.index(run.name) + 1 :] if run.name in job.active else ()
+    return overlap.policy if overlap.replaces and any(graph.active[name].rule != "paused" for name in later) else ""
+
+
+def _pause(job: Job) -> Draft:
+    reason = f"{job.failures_in_row} runs in a row have failed, and the job says stop_after_failures"
+    return draft("job.paused", job.id, {"job": job.name, "actor": "hermesd", "reason": reason})
 
 
 def finished(run: Run, outcome: str, reason: str, **more: Json) -> Draft:
@@ -91,7 +124,9 @@ def _agent_end(graph: Graph, run: Run, now: Now) -> Draft | None:
     if len(children) < len(run.spec["steps"]):
         return None
     bad = [child for child in children if child.state != "succeeded"]
+    tokens = sum(child.tokens for child in children)
+    used = {"tokens": tokens} if tokens else {}
     if not bad:
-        return finished(run, "succeeded", f"all {len(children)} steps succeeded")
+        return finished(run, "succeeded", f"all {len(children)} steps succeeded", **used)
     first = next((child for child in bad if child.state != "skipped"), bad[0])
-    return finished(run, "failed", f"step {first.step} {first.state.replace('_', ' ')}: {first.reason}")
+    return finished(run, "failed", f"step {first.step} {first.state.replace('_', ' ')}: {first.reason}", **used)

@@ -20,7 +20,7 @@ def _cron_text(value: str) -> str:
 
 
 class Schedule(Spec):
-    """When a job is due. Exactly one of cron, every, at, after, manual."""
+    """When a job is due. Exactly one of cron, every, at, after, on, manual."""
 
 
 class Zoned(Schedule):
@@ -85,6 +85,46 @@ class AfterSchedule(Schedule):
     when: Literal["success", "failure", "any"] = "success"
 
 
+def _pattern(value: str) -> str:
+    example = "Write it like inbox/*.txt, ~/scans/**/*.pdf or /srv/drop/*"
+    if not value.strip("/") or value.endswith("/"):
+        raise BadValue(f"{value!r} names no files", example)
+    if any(part in ("", ".", "..") for part in value.removeprefix("/").split("/")):
+        raise BadValue(f"{value!r} has an empty part, `.` or `..` in it", example)
+    if any("**" in part and part != "**" for part in value.split("/")):
+        raise BadValue(f"in {value!r} something stands beside `**`", "`**` is a whole part: inbox/**/*.txt")
+    return value
+
+
+class Files(Spec):
+    """Which files start a job. `path` is a pattern: `*`, `?` and `[a-z]` within a name, `**` for folders in any depth;
+    a name that begins with a dot is matched only by a pattern that does. A file counts once nothing has changed in it
+    for `settle`."""
+
+    path: Annotated[Text, AfterValidator(_pattern)]
+    settle_ms: Duration = Field(default=1000, alias="settle", le=86_400_000)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The pattern by folder, the last part for the file itself; a `**` that ends it stands for all files below."""
+        parts = [part for part in self.path.split("/") if part]
+        if parts[-1] == "**":
+            parts.append("*")
+        return tuple(part for place, part in enumerate(parts) if part != "**" or parts[place - 1 : place] != ["**"])
+
+    @property
+    def fixed(self) -> int:
+        """How many of the parts, from the first, are folders named in full."""
+        folders = self.parts[:-1]
+        return next((place for place, part in enumerate(folders) if set(part) & set("*?[")), len(folders))
+
+
+class OnSchedule(Schedule):
+    """Whenever a file has arrived: one run for each, and one more whenever it has been written again."""
+
+    on: Files
+
+
 class ManualSchedule(Schedule):
     """Only when somebody asks."""
 
@@ -96,6 +136,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "every": EverySchedule,
     "at": AtSchedule,
     "after": AfterSchedule,
+    "on": OnSchedule,
     "manual": ManualSchedule,
 }
 
@@ -128,6 +169,7 @@ AnySchedule = Annotated[
     | Annotated[EverySchedule, Tag("<every>")]
     | Annotated[AtSchedule, Tag("<at>")]
     | Annotated[AfterSchedule, Tag("<after>")]
+    | Annotated[OnSchedule, Tag("<on>")]
     | Annotated[ManualSchedule, Tag("<manual>")],
     Discriminator(_schedule_kind),
     BeforeValidator(_schedule, json_schema_input_type=Any),

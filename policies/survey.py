@@ -1,7 +1,8 @@
 """What a question is about: which runs could start, in which order, and what the slot rules settle before admission.
 
 Slot rules: a slot noticed within `late_after_ms` is on time; older ones are missed and the job's policy decides about
-them; a job that may not overlap starts nothing while a run of its own is not over.
+them; while a run of the job is not over, its overlap policy decides about the next; a paused job's slots are skipped.
+Files are not slots: each is wanted, whenever it came, and waits its turn instead of being skipped.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from typing import Any, NamedTuple
 
 from ledger.instant import ms_of, text_of
 from policies import due
+from policies.overlap import ALLOW_ALL, SKIP, Overlap, overlap_of
+from policies.quantity import duration_text
 from policies.question import DueJob, Question
-from state.graph import OVER, Run
+from policies.queue import BY_HAND, aged, own_priority, takes_turns
+from state.graph import OVER, Request, Run
 
 Json = Any
 
@@ -37,10 +41,14 @@ class Candidate(NamedTuple):
     step: str = ""
     request: str = ""
     consumes: Mapping[str, str] | None = None
+    retries: str = ""
+    catches_up: bool = False  # it makes up for a missed slot
+    file: str = ""
+    turn: int = 0  # among those of one job and instant
 
-    def order(self) -> tuple[int, int, int, str, int, str]:
+    def order(self) -> tuple[int, int, int, str, int, int, str]:
         """The total order of a plan: dependency depth, priority, risk score, name; then slot and run."""
-        return (self.depth, -self.priority, self.risk_score, self.job, ms_of(self.at), self.run)
+        return (self.depth, -self.priority, self.risk_score, self.job, ms_of(self.at), self.turn, self.run)
 
     def decided(self, verdict: str, rule: str, reason: str, **more: Json) -> dict[str, Json]:
         decided: dict[str, Json] = {
@@ -61,20 +69,40 @@ class Candidate(NamedTuple):
             decided["request"] = self.request
         if self.consumes:
             decided["consumes"] = dict(self.consumes)
+        if self.retries:
+            decided["retries"] = self.retries
+        if self.file:
+            decided["file"] = self.file
         return decided | more
 
 
 @dataclass(slots=True)
 class Survey:
     entries: list[tuple[Candidate, dict[str, Json] | None]] = field(default_factory=list)
-    """In the order of the plan: a run, and the decision if the slot rules have made it already (skipped, missed,
-    coalesced); None is for admission to say.
+    """In the order of the plan: a run, and the decision if the slot rules have made it already; None is for admission
+    to say.
 
     New slots of one job stand together and in the order of time, so that a plan cut short has decided the first of them
     and never a later one alone: a decision moves the job's cursor past every slot before it.
     """
     more: bool = False
     """Some job has more old slots than one plan looks at."""
+    coming: dict[str, list[str]] = field(default_factory=dict)
+    """Job -> its runs that this plan begins or lets wait."""
+    buffered: dict[str, int] = field(default_factory=dict)
+    """Job -> how many of those wait for an earlier run."""
+
+    def settle(self, candidate: Candidate, verdict: str, rule: str, reason: str, **more: Json) -> None:
+        self.entries.append((candidate, candidate.decided(verdict, rule, reason, **more)))
+        if verdict in ("buffered", "deferred"):
+            self.coming.setdefault(candidate.job, []).append(candidate.run)
+        if verdict == "buffered":
+            self.buffered[candidate.job] = self.buffered.get(candidate.job, 0) + 1
+
+    def admit(self, candidate: Candidate) -> None:
+        self.entries.append((candidate, None))
+        if not candidate.parent:
+            self.coming.setdefault(candidate.job, []).append(candidate.run)
 
 
 def survey(question: Question) -> Survey:
@@ -82,21 +110,18 @@ def survey(question: Question) -> Survey:
     for job in question.jobs.values():
         _slots(found, question, job)
         _after(found, question, job)
+        _files(found, question, job)
     for request in question.requests:
-        job = question.jobs[request.job]
-        at_ms = ms_of(request.at)
-        slot = due.slot_id(job.name, job.digest, at_ms, request.request)
-        candidate = _new(job, question, slot, at_ms, "start", run=request.run, request=request.request)
-        if job.removed:
-            reason = "the job was removed before the request could be met"
-            found.entries.append((candidate, candidate.decided("skipped", "removed", reason)))
+        if request.verb == "backfill":
+            _backfill(found, question, request)
         else:
-            _unless_overlapping(found, job, candidate)
+            _asked(found, question, request)
     for run in question.waiting:
-        found.entries.append((_again(run, question), None))
+        _again(found, question, run)
     for parent, children in question.agents:
         _steps(found, question, parent, {child.step: child.state for child in children})
     found.entries.sort(key=lambda entry: entry[0].order())
+    _stagger(found, question)
     return found
 
 
@@ -114,18 +139,40 @@ def _new(job: DueJob, question: Question, slot: str, at_ms: int, trigger: str, *
     )  # fmt: skip
 
 
-def _again(run: Run, question: Question) -> Candidate:
+def _again(found: Survey, question: Question, run: Run) -> None:
     """A run that waits, or whose next attempt is due. Its priority has risen with the time it has waited."""
     job = question.jobs[run.job]
-    waited_ms = max(0, question.wall_ms - ms_of(run.created_at))
-    own: int = run.spec["priority"] if "priority" in run.spec else job.spec["priority"]
-    priority = own + waited_ms // question.policy.aging_ms
-    return Candidate(
+    since_ms, aging_ms = ms_of(run.created_at), question.policy.aging_ms
+    candidate = Candidate(
         run=run.name, job=run.job, slot=run.slot, at=run.at, trigger=run.trigger, revision=run.revision,
         attempt=run.attempt + 1 if run.state == "backoff" else run.attempt,
-        spec=run.spec, depth=job.depth, priority=priority, risk_score=0,
-        rule="" if run.state == "backoff" else run.rule, parent=run.parent, step=run.step,
+        spec=run.spec, depth=job.depth, risk_score=0,
+        priority=aged(own_priority(run, job.spec), since_ms, question.wall_ms, aging_ms),
+        rule="" if run.state == "backoff" else run.rule, parent=run.parent, step=run.step, file=run.file,
     )  # fmt: skip
+    # Runs of one job take turns, the earliest first, unless they may run side by side.
+    if takes_turns(run, job.spec) and job.active and job.active[0] != run.name:
+        return
+    if (pause := _paused(question, job, "start" if run.parent else run.trigger)) is None:
+        found.admit(candidate)
+    elif job.removed and not question.paused:
+        found.settle(candidate, "skipped", "removed", "the job was removed while it was paused")
+    elif candidate.rule != "paused":
+        found.settle(candidate, "deferred", "paused", pause)
+
+
+def _paused(question: Question, job: DueJob, trigger: str) -> str | None:
+    """Why nothing of this job starts now; None if it may. A paused job still runs what a person starts by hand."""
+    if question.paused:
+        return _who_paused("everything", question.paused)
+    if job.paused and trigger not in BY_HAND:
+        return _who_paused("this job", job.paused)
+    return None
+
+
+def _who_paused(what: str, pause: Mapping[str, Json]) -> str:
+    why = f": {pause['reason']}" if pause["reason"] else ""
+    return f"{pause['actor']} paused {what}{why}"
 
 
 def _slots(found: Survey, question: Question, job: DueJob) -> None:
@@ -135,36 +182,57 @@ def _slots(found: Survey, question: Question, job: DueJob) -> None:
     expires = spec["expires"]
     until_ms = question.wall_ms if expires is None else min(question.wall_ms, ms_of(expires) - 1)
     instants = due.slots(job.schedule, job.cursor_ms, until_ms, policy.max_slots_per_job)
+    more = len(instants) == policy.max_slots_per_job
+    found.more |= more
+    if (pause := _paused(question, job, "schedule")) is not None:
+        _settle(found, question, job, instants, "skipped", "paused", pause)
+        return
     on_time = [at for at in instants if at >= question.wall_ms - policy.late_after_ms]
     old = instants[: len(instants) - len(on_time)]
-    if len(instants) == policy.max_slots_per_job:  # There may be more: only what is certainly old is settled now.
-        found.more = True
-        on_time = []
-    caught_up: list[int] = []
-    latest = spec["missed"]["policy"] == "latest" and not found.more and not on_time
-    if latest and old and old[-1] >= question.wall_ms - spec["missed"]["window"]:
-        caught_up = [old.pop()]
+    missed = spec["missed"]
+    wanted = {"skip": 0, "latest": 1, "all": missed["max"]}[missed["policy"]]
+    if missed["policy"] == "latest" and on_time:
+        wanted = 0  # The slot of this very moment is the latest.
+    if more:
+        # The newest slots that this look has found may be among the last ones that are wanted: the next look decides
+        # about them, and about any that are on time.
+        on_time, caught_up, old = [], [], instants[: len(instants) - min(wanted, len(instants) // 2)]
+    else:
+        young = [at for at in old if at >= question.wall_ms - missed["window"]]
+        caught_up = young[max(0, len(young) - wanted) :] if wanted else []
+        old = old[: len(old) - len(caught_up)]
     if old:
-        _settle_old(found, question, job, old, kept=bool(on_time or caught_up))
+        _settle_old(found, question, job, old, kept=bool(on_time or caught_up or more))
     for at_ms in caught_up + on_time:
         slot = due.slot_id(job.name, job.digest, at_ms)
-        _unless_overlapping(found, job, _new(job, question, slot, at_ms, "schedule"))
+        catches_up = at_ms < question.wall_ms - policy.late_after_ms
+        candidate = _new(job, question, slot, at_ms, "schedule", catches_up=catches_up)
+        _unless_overlapping(found, question, job, candidate)
 
 
 def _settle_old(found: Survey, question: Question, job: DueJob, old: list[int], *, kept: bool) -> None:
-    first_ms, last_ms = old[0], old[-1]
-    candidate = _new(job, question, due.slot_id(job.name, job.digest, first_ms), first_ms, "schedule")
-    late_s = (question.wall_ms - last_ms) // 1000
-    if job.spec["missed"]["policy"] == "skip":
-        verdict, rule, reason = "missed", "missed.skip", f"noticed {late_s} s late; this job skips what it missed"
-    elif kept:
-        verdict, rule, reason = "coalesced", "missed.latest", "a later slot of this job stands for it"
+    late = duration_text((question.wall_ms - old[-1]) // 1000 * 1000)
+    missed = job.spec["missed"]
+    if missed["policy"] == "skip":
+        reason = f"noticed {late} late; this job skips what it missed"
+        _settle(found, question, job, old, "missed", "missed.skip", reason)
+    elif not kept or (missed["policy"] == "all" and old[-1] < question.wall_ms - missed["window"]):
+        reason = f"noticed {late} late, beyond the window of {duration_text(missed['window'])}"
+        _settle(found, question, job, old, "missed", "missed.window", reason)
+    elif missed["policy"] == "latest":
+        _settle(found, question, job, old, "coalesced", "missed.latest", "a later slot of this job stands for it")
     else:
-        window_s = job.spec["missed"]["window"] // 1000
-        verdict, rule = "missed", "missed.window"
-        reason = f"noticed {late_s} s late, beyond the window of {window_s} s"
-    more: dict[str, Json] = {"until": text_of(last_ms), "count": len(old)} if len(old) > 1 else {}
-    found.entries.append((candidate, candidate.decided(verdict, rule, reason, **more)))
+        reason = f"noticed {late} late; of those missed this job runs the newest {missed['max']}"
+        _settle(found, question, job, old, "missed", "missed.max", reason)
+
+
+def _settle(
+    found: Survey, question: Question, job: DueJob, instants: list[int], verdict: str, rule: str, reason: str
+) -> None:
+    """One decision about a range of slots."""
+    candidate = _new(job, question, due.slot_id(job.name, job.digest, instants[0]), instants[0], "schedule")
+    more: dict[str, Json] = {"until": text_of(instants[-1]), "count": len(instants)} if len(instants) > 1 else {}
+    found.settle(candidate, verdict, rule, reason, **more)
 
 
 def _after(found: Survey, question: Question, job: DueJob) -> None:
@@ -172,18 +240,135 @@ def _after(found: Survey, question: Question, job: DueJob) -> None:
         return
     slot = due.slot_id(job.name, job.digest, question.wall_ms, ",".join(sorted(job.fresh.values())))
     candidate = _new(job, question, slot, question.wall_ms, "after", consumes=job.fresh)
-    _unless_overlapping(found, job, candidate)
+    if (pause := _paused(question, job, "after")) is not None:
+        found.settle(candidate, "skipped", "paused", pause)
+        return
+    _unless_overlapping(found, question, job, candidate)
 
 
-def _unless_overlapping(found: Survey, job: DueJob, candidate: Candidate) -> None:
-    if job.spec["overlap"] != "allow_all":
-        starting = [other.run for other, decided in found.entries if decided is None and other.job == job.name]
-        earlier = [run for run, _ in job.active] + starting
-        if earlier:
-            reason = f"run {earlier[0]} is not over, and this job does not overlap"
-            found.entries.append((candidate, candidate.decided("skipped", "overlap.skip", reason)))
-            return
-    found.entries.append((candidate, None))
+_LOST = {
+    "gone": ("skipped", "the file is there no more, or the job does not wait for it any more"),
+    "rewritten": ("coalesced", "the file was written again before its turn: a later arrival stands for it"),
+    "removed": ("skipped", "the job was removed, or starts by another schedule now"),
+}
+
+
+def _files(found: Survey, question: Question, job: DueJob) -> None:
+    """Files that have arrived. Those of a job that is paused or switched off wait, and so does each behind the one
+    before it, unless the overlap policy says otherwise: they wait as files and not as runs, however many there are."""
+
+    def candidate_of(path: str, at_ms: int, seq: int, turn: int = 0) -> Candidate:
+        slot = due.slot_id(job.name, job.digest, at_ms, f"{seq} {path}")
+        return _new(job, question, slot, at_ms, "on", file=path, turn=turn)
+
+    for why, count, path, at_ms, seq, until_ms in job.lost:
+        verdict, reason = _LOST[why]
+        more: dict[str, Json] = {"until": text_of(until_ms), "count": count} if count > 1 else {}
+        found.settle(candidate_of(path, at_ms, seq), verdict, f"on.{why}", reason, lost=why, **more)
+    if not job.files or not job.spec["enabled"] or _paused(question, job, "on") is not None:
+        return
+    overlap, busy = overlap_of(job.spec["overlap"]), len(found.coming.get(job.name, ()))
+    busy += job.active[1] if job.active else 0
+    wanted = [candidate_of(path, at_ms, seq, turn) for turn, (path, _, at_ms, seq) in enumerate(job.files)]
+    if overlap.replaces:
+        for candidate in wanted:
+            _unless_overlapping(found, question, job, candidate)
+        return
+    room = question.policy.max_running if overlap.policy == ALLOW_ALL else 1
+    for candidate in wanted[: max(0, room - busy)]:
+        found.admit(candidate)
+
+
+def _asked(found: Survey, question: Question, request: Request) -> None:
+    job, at_ms = question.jobs[request.job], ms_of(request.at)
+    slot = due.slot_id(job.name, job.digest, at_ms, request.request)
+    trigger = "retry" if request.retries else "start"
+    candidate = _new(
+        job, question, slot, at_ms, trigger, run=request.run, request=request.request, retries=request.retries,
+        file=request.file,
+    )  # fmt: skip
+    if job.removed:
+        found.settle(candidate, "skipped", "removed", "the job was removed before the request could be met")
+    elif question.paused:
+        found.settle(candidate, "deferred", "paused", _who_paused("everything", question.paused))
+    else:
+        _unless_overlapping(found, question, job, candidate)
+
+
+def _backfill(found: Survey, question: Question, request: Request) -> None:
+    """Slots of the past, in their order. They stand behind everything else of their job: a live slot is never skipped
+    for a backfill that only waits."""
+    job = question.jobs[request.job]
+
+    def candidate_of(at_ms: int, revision: int) -> Candidate:
+        slot = due.slot_id(job.name, job.digest, at_ms, request.request)
+        spec = request.specs[str(revision)]
+        candidate = _new(job, question, slot, at_ms, "backfill", request=request.request)
+        return candidate._replace(revision=revision, spec=spec, priority=spec["priority"])
+
+    if job.removed:
+        for slot in request.slots:
+            found.settle(candidate_of(*slot), "skipped", "removed", "the job was removed before its backfill was done")
+    elif not question.paused and request.overlap == ALLOW_ALL:
+        for slot in request.slots[: question.policy.max_running]:
+            found.admit(candidate_of(*slot))
+    elif not question.paused and not job.active and not found.coming.get(job.name):
+        found.admit(candidate_of(*request.slots[0]))
+
+
+def _unless_overlapping(found: Survey, question: Question, job: DueJob, candidate: Candidate) -> None:
+    """The overlap policy, and then the jitter: the last words before admission."""
+    overlap = overlap_of(job.spec["overlap"])
+    coming = found.coming.get(job.name, [])
+    if overlap.policy == ALLOW_ALL or not (job.active or coming):
+        _unless_jittered(found, question, job, candidate)
+        return
+    before = job.active[0] if job.active else coming[0]
+    waiting = job.active[2] if job.active else 0
+    waiting += sum(
+        1 for other, decided in found.entries if other.job == job.name and decided and decided["verdict"] == "buffered"
+    )
+    _overlapping(found, candidate, overlap, before, waiting)
+
+
+def _overlapping(found: Survey, candidate: Candidate, overlap: Overlap, before: str, waiting: int) -> None:
+    if overlap.replaces:
+        verb = "is cancelled" if overlap.policy == "cancel_other" else "is killed"
+        reason = f"starts once run {before}, which {verb} for it, is over"
+        found.settle(candidate, "buffered", f"overlap.{overlap.policy}", reason)
+    elif candidate.catches_up and overlap.policy == SKIP:
+        # The job asked for every slot it missed: they follow one another.
+        found.settle(candidate, "buffered", "overlap.missed", f"makes up for a missed slot, after run {before}")
+    elif overlap.policy == SKIP:
+        found.settle(candidate, "skipped", "overlap.skip", f"run {before} is not over, and this job does not overlap")
+    elif waiting >= overlap.buffer:
+        reason = f"run {before} is not over, and as many slots wait already as may: {overlap.buffer}"
+        found.settle(candidate, "skipped", "overlap.full", reason)
+    else:
+        found.settle(candidate, "buffered", f"overlap.{overlap.policy}", f"waits until run {before} is over")
+
+
+def _unless_jittered(found: Survey, question: Question, job: DueJob, candidate: Candidate) -> None:
+    wait_ms = due.jitter_ms(job.spec["jitter"], candidate.slot) if candidate.trigger == "schedule" else 0
+    start_ms = ms_of(candidate.at) + wait_ms
+    if start_ms > question.wall_ms:
+        reason = f"starts {wait_ms / 1000:g} s after its slot, so that not all start at once"
+        found.settle(candidate, "deferred", "jitter", reason, not_before=text_of(start_ms))
+    else:
+        found.admit(candidate)
+
+
+def _stagger(found: Survey, question: Question) -> None:
+    """Runs that make up for missed slots start one after another, in the order of the plan."""
+    step_ms = question.policy.stagger_ms
+    next_ms = question.staggered_ms + step_ms if question.staggered_ms else question.wall_ms
+    for place, (candidate, decided) in enumerate(found.entries):
+        if candidate.catches_up and decided is None and step_ms:
+            if next_ms > question.wall_ms:
+                reason = "makes up for a missed slot; such runs start one after another"
+                more = {"not_before": text_of(next_ms)}
+                found.entries[place] = (candidate, candidate.decided("deferred", "stagger", reason, **more))
+            next_ms += step_ms
 
 
 def _steps(found: Survey, question: Question, parent: Run, states: Mapping[str, str]) -> None:
@@ -202,6 +387,6 @@ def _steps(found: Survey, question: Question, parent: Run, states: Mapping[str, 
         failed = sorted(upstream for upstream, state in before.items() if state != "succeeded")
         if failed:
             reason = f"step {failed[0]} {before[failed[0]].replace('_', ' ')}"
-            found.entries.append((candidate, candidate.decided("skipped", "steps.upstream", reason)))
-        else:
-            found.entries.append((candidate, None))
+            found.settle(candidate, "skipped", "steps.upstream", reason)
+        elif not question.paused:
+            found.admit(candidate)

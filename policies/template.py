@@ -1,4 +1,5 @@
-"""Placeholders in the strings of a job: `{{ run.folder }}`, `{{ line }}`, `{{ steps.NAME.text|file|result }}`.
+"""Placeholders in the strings of a job: `{{ run.folder }}`, `{{ file.path|name }}`, `{{ line }}`,
+`{{ steps.NAME.text|file|result }}`, `{{ secret.NAME }}`.
 
 Only words that begin like one of these are placeholders; any other `{{ ... }}` is the job's own text, since programs
 such as docker and git use the same braces.
@@ -13,26 +14,32 @@ from typing import Any, NamedTuple
 from policies.fault import BadValue
 
 OUTPUTS = ("text", "file", "result")
-_PLACEHOLDER = re.compile(r"\{\{\s*((?:run|steps|line)(?![A-Za-z0-9_])[^{}]*?)\s*\}\}")
+_PLACEHOLDER = re.compile(r"\{\{\s*((?:run|steps|line|file(?=\.)|secret(?=\.))(?![A-Za-z0-9_])[^{}]*?)\s*\}\}")
 _STEP = re.compile(r"steps\.([a-z0-9][a-z0-9_-]{0,63})\.(\w+)")
+_SECRET = re.compile(r"secret\.([A-Za-z0-9_][A-Za-z0-9_.-]{0,63})")
 
 
 class Reference(NamedTuple):
-    """`run.folder` and `line` have no step. `text`: what the step printed; `file`: the path of that; `result`: JSON."""
+    """Only `steps` has a step, and of its outputs `text`: what it printed; `file`: the path of that; `result`: JSON.
+    Only `secret` has a secret, the name of one."""
 
     name: str
     step: str = ""
     output: str = ""
+    secret: str = ""
 
 
 def reference(inside: str) -> Reference:
     """What stands between the braces. BadValue if it names nothing."""
-    if inside in ("run.folder", "line"):
+    if inside in ("run.folder", "file.path", "file.name", "line"):
         return Reference(inside)
+    if secret := _SECRET.fullmatch(inside):
+        return Reference("secret", secret=secret[1])
     match = _STEP.fullmatch(inside)
     if match is None:
         raise BadValue(
-            f"unknown placeholder {{{{ {inside} }}}}", "There are run.folder, line and steps.NAME.text|file|result"
+            f"unknown placeholder {{{{ {inside} }}}}",
+            "There are run.folder, file.path|name, line, steps.NAME.text|file|result and secret.NAME",
         )
     if match[2] not in OUTPUTS:
         raise BadValue(f"a step has no {match[2]!r} in {{{{ {inside} }}}}", f"It has {', '.join(OUTPUTS)}")
@@ -41,15 +48,20 @@ def reference(inside: str) -> Reference:
 
 def references(value: Any) -> Iterator[Reference]:
     """Every placeholder in a JSON value, in reading order."""
+    for _, inside in places(value):
+        yield reference(inside)
+
+
+def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Where in a JSON value placeholders stand, and what is between their braces, in reading order."""
     if isinstance(value, str):
-        for match in _PLACEHOLDER.finditer(value):
-            yield reference(match[1])
+        yield from ((path, match[1]) for match in _PLACEHOLDER.finditer(value))
     elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from references(inner)
+        for key, inner in value.items():
+            yield from places(inner, (*path, key))
     elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from references(inner)
+        for index, inner in enumerate(value):
+            yield from places(inner, (*path, index))
 
 
 def fill(value: Any, lookup: Callable[[Reference], Any]) -> Any:
@@ -62,6 +74,8 @@ def fill(value: Any, lookup: Callable[[Reference], Any]) -> Any:
         if whole:
             return lookup(reference(whole[1]))
         return _PLACEHOLDER.sub(lambda match: _text_of(lookup(reference(match[1])), match[0]), value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
     if isinstance(value, dict | Mapping):  # dict by name, since asking an abstract class takes longer than the rest
         return {key: fill(inner, lookup) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 
@@ -41,16 +43,22 @@ def _error(number: int, path: str) -> OSError:
 @dataclass(slots=True, eq=False)
 class _File:
     cache: bytearray = field(default_factory=bytearray)
-    device: bytes = b""
+    device: bytearray = field(default_factory=bytearray)
     dirty_from: int | None = None
     """From here on the cache has not been brought to the device; None when it all was (or was thought to be)."""
+    reserved: int = 0
+    """How long it may grow without taking more room."""
+    read_only: bool = False
 
     def dirty(self, offset: int) -> None:
         self.dirty_from = offset if self.dirty_from is None else min(self.dirty_from, offset)
 
     def sync(self) -> None:
-        if self.dirty_from is not None:
-            self.device = self._clean(self.dirty_from) + bytes(self.cache[self.dirty_from :])
+        start = self.dirty_from
+        if start is not None:
+            if len(self.device) < start:  # a failed sync left a hole
+                self.device.extend(bytes(start - len(self.device)))
+            self.device[start:] = self.cache[start:]
         self.dirty_from = None
 
     def drop_cache(self) -> None:
@@ -59,19 +67,19 @@ class _File:
 
     def crash(self, chance: Random) -> None:
         if self.dirty_from is not None:
-            self.device = self._after_crash(self.dirty_from, chance)
+            self.device = bytearray(self._after_crash(self.dirty_from, chance))
         self.cache, self.dirty_from = bytearray(self.device), None
 
     def _clean(self, size: int) -> bytes:
         """What the device has of the first `size` bytes: where a failed sync left a hole, NULs."""
-        return self.device[:size].ljust(size, b"\0")
+        return bytes(self.device[:size]).ljust(size, b"\0")
 
     def _after_crash(self, start: int, chance: Random) -> bytes:
         clean, dirty = self._clean(start), bytes(self.cache[start:])
         cut = chance.randint(0, len(dirty))
         kind = chance.choice(("none", "prefix", "all", "nuls", "sectors", "mixed"))
         if kind == "none":
-            return self.device
+            return bytes(self.device)
         if kind == "prefix":
             return clean + dirty[:cut]
         if kind == "nuls":
@@ -96,6 +104,8 @@ class SimDisk:
     def __init__(self, seed: int, *, capacity_bytes: int | None = None, short_writes: bool = False) -> None:
         self.capacity_bytes = capacity_bytes
         self.short_writes = short_writes
+        self.heeds_advice = True
+        """Whether `drop_cache` does what it is asked for. The real system may or may not: it takes it as advice."""
         self.kind = "sim"
         """What `file_system` answers."""
         self.operations = 0
@@ -108,7 +118,13 @@ class SimDisk:
         self._locks: set[str] = set()
         self._faults: dict[int, int] = {}
         self._sticky: int | None = None
+        self._fail_point: tuple[re.Pattern[str], int] | None = None
         self._cut_at: tuple[int, bool] | None = None
+        self._point: tuple[re.Pattern[str], bool, int] | None = None
+        self._changed: dict[str, set[str]] = {}
+        """By folder, the names that may not be held as they are shown."""
+        self.synced: Callable[[], None] = lambda: None
+        """Called in each sync, before it takes effect: a device that takes its time moves the clock here."""
         self._life = 0
         self._dead = False
 
@@ -118,20 +134,23 @@ class SimDisk:
         if sticky:
             self._faults[-operation] = number
 
+    def fail_at(self, point: str, number: int) -> None:
+        """The next operation whose "verb path" matches the pattern `point` raises errno `number`."""
+        self._fail_point = (re.compile(point), number)
+
     def heal(self) -> None:
         """No operation fails any more."""
         self._faults.clear()
+        self._fail_point = None
         self._sticky = None
 
     def cut_power(self, operation: int, *, after: bool = False) -> None:
         """PowerCut at the `operation`-th operation, before it took effect or after."""
         self._cut_at = (operation, after)
 
-    def kill(self) -> None:
-        """The process dies and the machine lives on: locks are released, open files dead, and nothing is lost yet."""
-        self._cut_at, self._dead = None, False
-        self._life += 1
-        self._locks.clear()
+    def cut_power_at(self, point: str, *, after: bool, times: int = 1) -> None:
+        """PowerCut at the `times`-th operation whose "verb path" matches the pattern `point`."""
+        self._point = (re.compile(point), after, times)
 
     def crash(self) -> None:
         """The power goes and comes back: see the module's head."""
@@ -148,16 +167,31 @@ class SimDisk:
         for file in {id(file): file for file in after.values() if file is not None}.values():
             file.crash(self._chance)
         self._shown, self._held = after, dict(after)
+        self._changed.clear()
 
-    def die(self) -> None:
+    def spare(self) -> None:
+        """No cut is planned any more."""
+        self._cut_at = self._point = None
+
+    def kill(self) -> None:
         """The process that uses the disk is killed, the machine goes on: locks and open files go, no byte does."""
-        self._cut_at, self._dead = None, False
+        self._cut_at, self._point, self._dead = None, None, False
         self._life += 1
         self._locks.clear()
 
     def corrupt(self, path: str, data: bytes) -> None:
         """Put `data` in the file's place, in the cache and on the device: rot, or a person with an editor."""
-        self._held[path] = self._shown[path] = _File(bytearray(data), data)
+        self._held[path] = self._shown[path] = _File(bytearray(data), bytearray(data))
+
+    def lose(self, paths: Iterable[str]) -> None:
+        """The files are gone, in the cache and on the device: a person with a broom."""
+        for path in paths:
+            self._shown.pop(path, None)
+            self._held.pop(path, None)
+
+    def break_locks(self) -> None:
+        """Nobody holds a lock any more, and who did does not know: as on a network file system that was cut off."""
+        self._locks.clear()
 
     def files(self) -> dict[str, bytes]:
         """Every file and what the cache shows of it."""
@@ -188,11 +222,14 @@ class SimDisk:
             if place not in self._shown:
                 with self._operation("make_folder", place):
                     self._shown[place] = None
+                    self._change(place)
             elif self._shown[place] is not None:
                 raise _error(errno.ENOTDIR, place)
 
     def append(self, path: str) -> AppendFile:
         self._alive()
+        if self._file(path).read_only:
+            raise _error(errno.EACCES, path)
         return _Append(self, path, self._file(path))
 
     def create(self, path: str) -> AppendFile:
@@ -201,6 +238,7 @@ class SimDisk:
             if path in self._shown:
                 raise _error(errno.EEXIST, path)
             file = self._shown[path] = _File()
+            self._change(path)
         return _Append(self, path, file)
 
     def replace(self, source: str, target: str) -> None:
@@ -208,26 +246,34 @@ class SimDisk:
             self._need_folder(target)
             self._shown[target] = self._file(source)
             del self._shown[source]
+            self._change(source)
+            self._change(target)
 
     def sync_folder(self, folder: str) -> None:
         with self._operation("sync_folder", folder):
             if folder and self._shown.get(folder, _File()) is not None:
                 raise _error(errno.ENOENT, folder)
-            for name in {*self._shown, *self._held}:
-                if name.rpartition("/")[0] == folder:
-                    if name in self._shown:
-                        self._held[name] = self._shown[name]
-                    else:
-                        del self._held[name]
+            for name in self._changed.pop(folder, ()):
+                if name in self._shown:
+                    self._held[name] = self._shown[name]
+                else:
+                    self._held.pop(name, None)
 
     def remove(self, path: str) -> None:
         with self._operation("remove", path):
             self._file(path)
             del self._shown[path]
+            self._change(path)
+
+    def set_read_only(self, path: str, *, read_only: bool) -> None:
+        with self._operation("set_read_only", path):
+            self._file(path).read_only = read_only
 
     def drop_cache(self, path: str) -> None:
         self._alive()
-        self._file(path).drop_cache()
+        file = self._file(path)
+        if self.heeds_advice:
+            file.drop_cache()
 
     def lock(self, path: str) -> Lock:
         with self._operation("lock", path):
@@ -235,6 +281,7 @@ class SimDisk:
                 raise Locked(f"{path} is held by another process")
             self._need_folder(path)
             self._shown.setdefault(path, _File())
+            self._change(path)
             self._locks.add(path)
         return _Lock(self, path)
 
@@ -242,8 +289,11 @@ class SimDisk:
         self._alive()
         if self.capacity_bytes is None:
             return 1 << 40
-        used = sum(len(file.cache) for file in self._shown.values() if file is not None)
-        return max(0, self.capacity_bytes - used)
+        return max(0, self.capacity_bytes - self.used_bytes())
+
+    def used_bytes(self) -> int:
+        """What the files take, with what is reserved for them."""
+        return sum(max(len(file.cache), file.reserved) for file in self._shown.values() if file is not None)
 
     def file_system(self) -> str:
         return self.kind
@@ -259,9 +309,20 @@ class SimDisk:
         if folder and (folder not in self._shown or self._shown[folder] is not None):
             raise _error(errno.ENOENT, path)
 
+    def _change(self, name: str) -> None:
+        self._changed.setdefault(name.rpartition("/")[0], set()).add(name)
+
     def _alive(self) -> None:
         if self._dead:
             raise PowerCut
+
+    def _pass_point(self, operation: str) -> None:
+        assert self._point is not None
+        pattern, after, times = self._point
+        if pattern.match(operation):
+            self._point = (pattern, after, times - 1) if times > 1 else None
+            if times == 1:
+                self._cut_at = (self.operations, after)
 
     def _operation(self, verb: str, path: str) -> _Operation:
         return _Operation(self, verb, path)
@@ -278,10 +339,14 @@ class _Operation:
         disk._alive()
         disk.operations += 1
         disk.trace.append(f"{self._verb} {self._path}")
+        if disk._point is not None:
+            disk._pass_point(f"{self._verb} {self._path}")
         if disk._cut_at == (disk.operations, False):
             disk._dead = True
             raise PowerCut
         number = disk._faults.get(disk.operations, disk._sticky)
+        if disk._fail_point is not None and disk._fail_point[0].match(f"{self._verb} {self._path}"):
+            number, disk._fail_point = disk._fail_point[1], None
         if -disk.operations in disk._faults:
             disk._sticky = number
         if number is not None:
@@ -301,11 +366,11 @@ class _Append:
     def write(self, data: bytes) -> int:
         self._open()
         with self._disk._operation("write", self._path):
-            room = self._disk.free_bytes()
+            room = self._disk.free_bytes() + max(0, self._file.reserved - len(self._file.cache))
             if data and not room:
                 raise _error(errno.ENOSPC, self._path)
             count = min(len(data), room)
-            if self._disk.short_writes and count > 1:
+            if self._disk.short_writes and count > 1 and self._disk._chance.random() < 0.3:
                 count = self._disk._chance.randint(1, count)
             self._file.dirty(len(self._file.cache))
             self._file.cache += data[:count]
@@ -315,6 +380,7 @@ class _Append:
         self._open()
         try:
             with self._disk._operation("sync", self._path):
+                self._disk.synced()
                 self._file.sync()
         except OSError:
             self._file.dirty_from = None
@@ -326,6 +392,14 @@ class _Append:
             self._file.dirty(min(size, len(self._file.cache)))
             del self._file.cache[size:]
             self._file.cache.extend(bytes(size - len(self._file.cache)))
+            self._file.reserved = 0
+
+    def reserve(self, size: int) -> None:
+        self._open()
+        with self._disk._operation("reserve", self._path):
+            if size - max(len(self._file.cache), self._file.reserved) > self._disk.free_bytes():
+                raise _error(errno.ENOSPC, self._path)
+            self._file.reserved = max(size, self._file.reserved)
 
     def close(self) -> None:
         self._life = -1

@@ -19,8 +19,8 @@ from ledger.record import Draft
 Json = Any
 
 RunOutcome = Literal["succeeded", "failed", "timed_out", "cancelled", "lost"]
-Verdict = Literal["started", "deferred", "skipped", "missed", "coalesced", "blocked"]
-Trigger = Literal["schedule", "start", "after", "step"]
+Verdict = Literal["started", "deferred", "buffered", "skipped", "missed", "coalesced", "blocked"]
+Trigger = Literal["schedule", "start", "after", "on", "step", "retry", "backfill"]
 
 
 class _Closed(TypedDict):
@@ -33,6 +33,27 @@ class SegmentOpen(TypedDict):
 
 class LedgerRecovered(TypedDict):
     """Written by the ledger itself after it had to cut or quarantine something."""
+
+
+class LedgerCut(_Closed):
+    """A person gave up the records behind `last_seq`."""
+
+    last_seq: int
+    last_hash: str
+    last_lost: int  # the highest seq that could still be read behind it; 0 if none could
+    cuts: list[Json]  # as in `ledger.recovered`
+    found: list[Json]
+    actor: str
+    reason: str
+
+
+class LedgerRestored(_Closed):
+    """A person put files of the ledger back from a copy."""
+
+    files: list[Json]  # each with file, bytes, sha256
+    cuts: list[Json]  # what was in their place
+    found: list[Json]
+    actor: str
 
 
 class DaemonStarted(_Closed):
@@ -162,8 +183,12 @@ class Decided(_Closed):
     step: NotRequired[str]
     request: NotRequired[str]
     consumes: NotRequired[dict[str, str]]  # dependency -> the run of it that this one answers
+    retries: NotRequired[str]  # with trigger "retry": the run that is over and is done again
+    not_before: NotRequired[str]  # with verdict "deferred": the instant before which it will not start
     token: NotRequired[int]  # with verdict "started": the grant
     leases: NotRequired[list[str]]
+    file: NotRequired[str]  # the file it is about, of a range the first
+    lost: NotRequired[Literal["gone", "rewritten", "removed"]]  # of files that no run is needed for any more: why
 
 
 class PlanDecided(_Closed):
@@ -193,7 +218,7 @@ class RunStopping(_Closed):
 
     run: str
     attempt: int
-    why: Literal["timeout", "cancel", "parent"]
+    why: Literal["timeout", "cancel", "parent", "overlap"]
     actor: str
     force: bool
 
@@ -215,6 +240,15 @@ class RunFinished(_Closed):
     cpu_ms: int | None
     rss_kib: int | None
     outputs: dict[str, Output]
+    tokens: NotRequired[int]  # what it really used, where the worker could say
+    expected: NotRequired[Expected]  # where the job expects something and the process ended well
+
+
+class Expected(_Closed):
+    """Whether what the job expects of a success was there; told apart from how the process ended."""
+
+    met: bool
+    why: str
 
 
 class RunFenced(_Closed):
@@ -226,12 +260,96 @@ class RunFenced(_Closed):
     report: str
 
 
+class RunsForgotten(_Closed):
+    """Ended runs that leave the graph, and their folders the disk, because the job keeps none so old."""
+
+    runs: list[str]
+
+
 class StartRequested(_Closed):
     request: str
     job: str
     run: str
     actor: str
     reason: str
+    retries: NotRequired[str]  # a run that is over, to be done again
+    file: NotRequired[str]  # of a job that files start: the one it is about
+
+
+class BackfillSlot(_Closed):
+    at: str
+    revision: int
+
+
+class BackfillRequested(_Closed):
+    """Slots of the past, to be run now, each under the spec in force at its instant unless the person chose otherwise.
+    The specs stand here, so that a decision can be made again from this event."""
+
+    request: str
+    job: str
+    actor: str
+    reason: str
+    slots: list[BackfillSlot]
+    specs: dict[str, dict[str, Json]]  # revision -> spec
+    overlap: Literal["buffer_all", "allow_all"]
+
+
+class BackfillCancelled(_Closed):
+    """The slots of a backfill that no decision has been made about are given up."""
+
+    request: str
+    actor: str
+    reason: str
+
+
+class Paused(_Closed):
+    """By a person, or by `hermesd` itself after too many failures."""
+
+    actor: str
+    reason: str
+    request: NotRequired[str]
+
+
+class JobPaused(Paused):
+    job: str
+
+
+class DaemonPaused(Paused):
+    """Nothing starts any more, as if the daemon were down; what runs goes on. A drain is the same, on the way to a
+    stop."""
+
+    drain: bool
+
+
+class ArrivedFile(_Closed):
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    inode: int  # 0 where the file system gives a file another number each time
+
+
+class FilesArrived(_Closed):
+    """Files that a job waits for are there, whole, and each is to be answered by one decision. A path that had arrived
+    before and is not gone has been written again."""
+
+    job: str
+    files: list[ArrivedFile]
+
+
+class FilesGone(_Closed):
+    """Files that had arrived are there no more, or the job does not wait for them any more: should such a path come
+    again, it is a new arrival."""
+
+    job: str
+    paths: list[str]
+
+
+class FilesHidden(_Closed):
+    """What keeps a job from seeing all the files it waits for, replacing what was said before; empty when nothing
+    does any more."""
+
+    job: str
+    problem: str
 
 
 class CancelRequested(_Closed):
@@ -248,6 +366,80 @@ class ArtifactStored(_Closed):
     bytes: int
 
 
+class ArtifactRedacted(_Closed):
+    """The content that a run left is deleted, by a person's wish: its folder, its steps' folders, and these artifacts.
+    The chain keeps their digests, and that there was something."""
+
+    request: str
+    run: str
+    runs: list[str]  # itself and its steps
+    digests: list[str]
+    shared: list[str]  # digests of its artifacts that other runs name, too: those stay
+    actor: str
+    reason: str
+
+
+class Finding(_Closed):
+    where: str
+    what: str
+
+
+class AuditFinished(_Closed):
+    """Everything was read again up to `seq`: the bytes, the seals, and whether what is derived is what follows."""
+
+    request: str
+    actor: str
+    seq: int
+    hash: str
+    ok: bool
+    records: int
+    segments: int
+    foreign: int  # records of types of others: kept, and without an effect
+    compared: dict[str, int]  # what -> how many of it were compared, byte for byte
+    findings: list[Finding]  # the first of them
+    findings_in_all: int
+
+
+NoticeOn = Literal["failed", "succeeded", "recovered", "missed", "skipped", "cancelled", "paused"]
+
+
+class NoticeQueued(_Closed):
+    """Somebody is to be told of something; recorded with it. From now on it is tried until it is delivered or given
+    up, under one name, so that whoever gets it twice can see that it is one."""
+
+    notice: str
+    job: str
+    run: str  # "" where it is about the job
+    on: NoticeOn
+    channel: int  # its place in the job's `notify`
+    to: dict[str, Json]  # {"webhook": address} or {"command": argv}, as the job said; secrets are named and not held
+    outcome: str
+    reason: str
+    at: str  # when it happened
+    slots: int  # how many it is about
+
+
+class NoticeDelivered(_Closed):
+    notice: str
+    attempt: int
+
+
+class NoticeFailed(_Closed):
+    notice: str
+    attempt: int
+    error: str
+    retry_at: str | None  # None: it is given up
+
+
+class NoticeRequeued(_Closed):
+    """A person wants a notice that was given up to be tried again."""
+
+    request: str
+    notice: str
+    actor: str
+    reason: str
+
+
 class NoteAdded(_Closed):
     request: str
     text: str
@@ -257,6 +449,8 @@ class NoteAdded(_Closed):
 VOCABULARY: Mapping[str, type] = {
     "segment.open": SegmentOpen,
     "ledger.recovered": LedgerRecovered,
+    "ledger.cut": LedgerCut,
+    "ledger.restored": LedgerRestored,
     "daemon.started": DaemonStarted,
     "daemon.stopped": DaemonStopped,
     "clock.jumped": ClockJumped,
@@ -277,11 +471,30 @@ VOCABULARY: Mapping[str, type] = {
     "run.stopping": RunStopping,
     "run.finished": RunFinished,
     "run.fenced": RunFenced,
+    "runs.forgotten": RunsForgotten,
+    "job.paused": JobPaused,
+    "job.resumed": JobPaused,
+    "daemon.paused": DaemonPaused,
+    "daemon.resumed": Paused,
+    "backfill.requested": BackfillRequested,
+    "backfill.cancelled": BackfillCancelled,
     "start.requested": StartRequested,
     "cancel.requested": CancelRequested,
+    "files.arrived": FilesArrived,
+    "files.gone": FilesGone,
+    "files.hidden": FilesHidden,
     "artifact.stored": ArtifactStored,
+    "artifact.redacted": ArtifactRedacted,
+    "audit.finished": AuditFinished,
     "note.added": NoteAdded,
+    "notice.queued": NoticeQueued,
+    "notice.delivered": NoticeDelivered,
+    "notice.failed": NoticeFailed,
+    "notice.requeued": NoticeRequeued,
 }
+
+VERSIONS: Mapping[str, int] = {}
+"""The version that a type is written in now, where it is no longer 1. Older ones are read through `state.upcast`."""
 
 BY_THE_LEDGER = frozenset({"segment.open", "ledger.recovered"})
 
@@ -313,4 +526,4 @@ def draft(
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise IllegalEvent(f"{type_}: {where}: {first['msg']}") from None
-    return Draft(type=type_, subject=subject, data=data, id=id, cause=cause, corr=corr)
+    return Draft(type=type_, subject=subject, data=data, id=id, cause=cause, corr=corr, tv=VERSIONS.get(type_, 1))

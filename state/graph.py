@@ -6,9 +6,9 @@ never disagree with them. `Graph` is the fold of all patches, with a few indexes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 from ledger.chain import Head
 
@@ -19,6 +19,9 @@ OVER = frozenset({"succeeded", "failed", "timed_out", "cancelled", "lost", "skip
 
 WITH_PROCESS = frozenset({"granted", "running", "stopping"})
 """The states in which an attempt may have a process, and holds its leases."""
+
+REPLACING = ("cancel_other", "terminate_other")
+"""The overlap policies by which a later run of a job ends those before it."""
 
 
 class Job(NamedTuple):
@@ -45,6 +48,12 @@ class Job(NamedTuple):
     last_success_at: str
     failures_in_row: int
     removed: bool
+    failing_since: str
+    """When it first failed after its last success; "" while it is well."""
+    paused: dict[str, str]
+    """actor, reason, since; empty while it is not paused."""
+    revisions: tuple[tuple[int, int, str, int], ...]
+    """Every spec it has had: revision, since when (ms), digest, and the seq of the event that holds it."""
 
 
 class Run(NamedTuple):
@@ -79,8 +88,8 @@ class Run(NamedTuple):
     process_started: int
     code: int | None
     signal: int | None
-    retry_at_ms: int
-    """In backoff: when the next attempt is due; else 0."""
+    not_before_ms: int
+    """Waiting or in backoff: the instant before which its next attempt does not start; else 0."""
     cpu_ms: int | None
     rss_kib: int | None
     outputs: dict[str, Json]
@@ -89,6 +98,16 @@ class Run(NamedTuple):
     slots: int
     """How many slots it stands for: more than one where a range of old ones was decided alike, up to `until`."""
     children: tuple[str, ...]
+    tokens: int
+    """Reserved while it lives, then what it used."""
+    retries: str
+    """The run that a person wanted done again by this one."""
+    expected: dict[str, Json]
+    """met, why; empty where nothing was expected, or the process did not end well."""
+    notices: dict[str, str]
+    """What was to be told about it: notice -> queued, delivered or given_up."""
+    file: str = ""
+    """The file whose arrival it answers."""
 
 
 class Request(NamedTuple):
@@ -102,6 +121,61 @@ class Request(NamedTuple):
     at: str
     actor: str
     reason: str
+    retries: str = ""
+    slots: tuple[tuple[int, int], ...] = ()
+    """Of a backfill: instant (ms) and revision of each slot that has no decision yet."""
+    specs: dict[str, Json] = {}  # noqa: RUF012  never changed, like all of a node
+    overlap: str = ""
+    file: str = ""
+
+
+class Arrivals(NamedTuple):
+    """The files that an `on` job was told of and that are still there, and which of them wait for a decision."""
+
+    id: str
+    job: str
+    seen: dict[str, str]
+    """Path -> stamp: size, mtime and inode, by which a file that was written again is told from the one before."""
+    pending: tuple[tuple[str, str, int, int], ...]
+    """Path, stamp, when it arrived (ms), and the seq of the event that says so; the longest here comes first."""
+    lost: tuple[tuple[str, str, int, int, str], ...]
+    """Those that need a decision and no run any more, and why: gone, rewritten, removed."""
+    problem: str
+    """Why not all of the job's files can be seen; "" if they can."""
+
+
+class Spending(NamedTuple):
+    """What a budget has given out: runs and tokens, reserved at an attempt's start and settled at its end."""
+
+    id: str
+    account: str
+    """job:NAME or tag:NAME."""
+    entries: tuple[tuple[int, str, int], ...]
+    """When (ms), the run, its tokens; those of the last day."""
+
+
+class Notice(NamedTuple):
+    """Something that somebody is to be told of and has not been: waiting for its next attempt, or given up."""
+
+    id: str
+    notice: str
+    job: str
+    run: str
+    on: str
+    to: dict[str, Json]
+    outcome: str
+    reason: str
+    at: str
+    slots: int
+    state: str  # queued | given_up
+    queued_seq: int
+    attempts: int
+    """Those that have failed so far."""
+    last_attempt: int
+    """Numbers go on where a notice that was given up is tried again."""
+    not_before_ms: int
+    error: str
+    ended_at: str
 
 
 class Lease(NamedTuple):
@@ -169,6 +243,8 @@ class Node(NamedTuple):
     clock_jumps: int
     counts: dict[str, int]
     """Runs by how they ended, since the ledger began."""
+    paused: dict[str, Json]
+    """actor, reason, since, drain; empty while runs may start."""
 
 
 class Seen(NamedTuple):
@@ -178,13 +254,77 @@ class Seen(NamedTuple):
     requests: tuple[str, ...]
 
 
-AnyNode: TypeAlias = Job | Run | Request | Lease | Decision | Rejection | Policy | Node | Seen
+class Redacted(NamedTuple):
+    """Content that was deleted by a person's wish: an artifact, or with no digest what a run had printed and left."""
+
+    id: str
+    run: str
+    digest: str
+    at: str
+    actor: str
+    reason: str
+
+
+class Audit(NamedTuple):
+    """The latest audit: up to where everything was read again, and what did not agree."""
+
+    id: str
+    seq: int
+    hash: str
+    at: str
+    actor: str
+    ok: bool
+    records: int
+    segments: int
+    foreign: int
+    compared: dict[str, int]
+    findings: tuple[dict[str, Json], ...]
+    findings_in_all: int
+
+
+AnyNode: TypeAlias = (
+    Job
+    | Run
+    | Request
+    | Lease
+    | Decision
+    | Rejection
+    | Policy
+    | Node
+    | Seen
+    | Spending
+    | Redacted
+    | Audit
+    | Arrivals
+    | Notice
+)
+
+
+def _quicken(kind: type) -> None:
+    """`_replace`, at a quarter of its price: a replay makes hundreds of thousands of these wide tuples in a second."""
+    places = {name: place for place, name in enumerate(kind._fields)}  # type: ignore[attr-defined]
+    make = tuple.__new__
+
+    def replace(self: tuple[Any, ...], /, **fields: Any) -> Any:
+        values = list(self)
+        for name, value in fields.items():
+            values[places[name]] = value
+        return make(kind, values)
+
+    kind._replace = replace  # type: ignore[attr-defined]
+
+
+for _kind in get_args(AnyNode):
+    _quicken(_kind)
 
 HERE = "node/here"
 POLICY = "policy/scheduling"
 SEEN = "requests"
+AUDIT = "audit/latest"
 
-NOTHING_KNOWN = Node(HERE, "", "", 0, "stopped", 0, 0, "", "", "", "", "UTC", "", 0, 0, 0, 0, 0, 0, 0, 0, "", 0, 0, {})
+NOTHING_KNOWN = Node(
+    HERE, "", "", 0, "stopped", 0, 0, "", "", "", "", "UTC", "", 0, 0, 0, 0, 0, 0, 0, 0, "", 0, 0, {}, {}
+)
 
 
 class Edge(NamedTuple):
@@ -208,6 +348,10 @@ def edges_of(node: AnyNode) -> Iterator[Edge]:
         case Lease():
             if not node.foreign:
                 yield Edge(f"run/{node.holder}", "holds", node.id)
+        case Arrivals():
+            yield Edge(node.id, "of", f"job/{node.job}")
+        case Notice():
+            yield Edge(node.id, "of", f"run/{node.run}" if node.run else f"job/{node.job}")
         case Request():
             yield Edge(node.id, "of", f"run/{node.run}" if node.verb == "cancel" else f"job/{node.job}")
         case _:
@@ -228,9 +372,15 @@ class Graph:
     nodes: dict[str, AnyNode] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)  # by name, removed ones included
     active: dict[str, Run] = field(default_factory=dict)  # runs that are not over, by name
+    holding: dict[str, Run] = field(default_factory=dict)  # those of them that hold a grant, by name
     leases: dict[str, Lease] = field(default_factory=dict)  # by key
     requests: dict[str, Request] = field(default_factory=dict)  # unanswered, by request id
+    arrivals: dict[str, Arrivals] = field(default_factory=dict)  # by job
+    notices: dict[str, Notice] = field(default_factory=dict)  # not delivered, by name
     decisions: list[str] = field(default_factory=list)  # ids of the decisions still in the graph, oldest first
+    tripped: set[str] = field(default_factory=set)  # jobs with as many failures in a row as their spec stands
+    taken: set[str] = field(default_factory=set)  # the requests that `seen` remembers
+    contested: set[str] = field(default_factory=set)  # jobs with several runs of which a later one ends the earlier
     seq: int = 0
 
     @property
@@ -251,38 +401,94 @@ class Graph:
         assert isinstance(node, Seen)
         return node
 
+    @property
+    def audit(self) -> Audit | None:
+        node = self.nodes.get(AUDIT)
+        return node if isinstance(node, Audit) else None
+
+    def redacted(self, name: str) -> Redacted | None:
+        """The redaction of an artifact by its digest, or of a run by its name; None while the content may be there."""
+        node = self.nodes.get(f"redacted/{name}")
+        return node if isinstance(node, Redacted) else None
+
     def run(self, name: str) -> Run | None:
         node = self.nodes.get(f"run/{name}")
         return node if isinstance(node, Run) else None
 
     def merge(self, patch: GraphPatch, seq: int) -> None:
-        """Fold one event's patch in. The indexes follow the nodes."""
-        for node in patch.put:
-            self.nodes[node.id] = node
+        """Fold one event's patch in."""
+        self.take(patch.put, patch.drop, seq)
+
+    def take(self, put: Iterable[AnyNode], drop: Iterable[str], seq: int) -> None:
+        """Put nodes in, then drop those named. The indexes follow the nodes."""
+        nodes = self.nodes
+        for node in put:
+            if type(node) is Seen:
+                self._see(node)
+            nodes[node[0]] = node
             if isinstance(node, Run):
-                if node.state in OVER:
-                    self.active.pop(node.name, None)
-                else:
-                    self.active[node.name] = node
+                self._file(node)
+            elif type(node) is Node or type(node) is Seen:
+                continue
             elif isinstance(node, Job):
                 self.jobs[node.name] = node
+                if len(node.active) > 1 and node.spec.get("overlap") in REPLACING:
+                    self.contested.add(node.name)
+                elif self.contested:
+                    self.contested.discard(node.name)
+                if node.failures_in_row:
+                    bound = node.spec.get("stop_after_failures")
+                    tripped = bound and node.failures_in_row >= bound and not node.paused and not node.removed
+                    (self.tripped.add if tripped else self.tripped.discard)(node.name)
+                elif self.tripped:
+                    self.tripped.discard(node.name)
             elif isinstance(node, Lease):
                 self.leases[node.key] = node
             elif isinstance(node, Request):
                 self.requests[node.request] = node
+            elif isinstance(node, Notice):
+                self.notices[node.notice] = node
+            elif isinstance(node, Arrivals):
+                self.arrivals[node.job] = node
             elif isinstance(node, Decision):
                 self.decisions.append(node.id)
-        for name in patch.drop:
+        for name in drop:
             gone = self.nodes.pop(name, None)
             if isinstance(gone, Run):
                 self.active.pop(gone.name, None)
+                self.holding.pop(gone.name, None)
             elif isinstance(gone, Lease):
                 self.leases.pop(gone.key, None)
             elif isinstance(gone, Request):
                 self.requests.pop(gone.request, None)
+            elif isinstance(gone, Notice):
+                self.notices.pop(gone.notice, None)
+            elif isinstance(gone, Arrivals):
+                self.arrivals.pop(gone.job, None)
             elif isinstance(gone, Decision):
                 self.decisions.remove(gone.id)
         self.seq = seq
+
+    def _see(self, node: Seen) -> None:
+        before, now = self.seen.requests, node.requests
+        if before and len(now) > 1 and now[-2] == before[-1]:  # One more, as always but for a snapshot.
+            self.taken.add(now[-1])
+            if len(now) == len(before) and before[0] != now[0]:
+                self.taken.discard(before[0])
+        else:
+            self.taken = set(now)
+
+    def _file(self, run: Run) -> None:
+        name, state = run.name, run.state
+        if state in OVER:
+            self.active.pop(name, None)
+            self.holding.pop(name, None)
+            return
+        self.active[name] = run
+        if state in WITH_PROCESS:
+            self.holding[name] = run
+        elif name in self.holding:
+            del self.holding[name]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,12 +21,14 @@ from state.graph import (
     Lease,
     Rejection,
     Run,
+    Spending,
     snapshot,
 )
 
 Json = Any
 
 FOLDER = "state"
+NOTICES_SHOWN = 100
 RUNS_SHOWN = 1000
 """`runs.json` shows every run that is not over and so many of those that are; the ledger has them all."""
 
@@ -53,9 +55,19 @@ def _job_rows(graph: Graph) -> list[Json]:
                 "last_outcome": job.last_outcome,
                 "last_success_at": job.last_success_at,
                 "failures_in_row": job.failures_in_row,
+                "failing_since": job.failing_since,
+                "paused": job.paused,
             }
+            | _files(graph, job.name)
         )
     return rows
+
+
+def _files(graph: Graph, job: str) -> dict[str, Json]:
+    known = graph.arrivals.get(job)
+    if known is None:
+        return {}
+    return {"files": {"there": len(known.seen), "waiting": len(known.pending), "problem": known.problem}}
 
 
 def _run_row(run: Run) -> dict[str, Json]:
@@ -80,13 +92,25 @@ def _run_row(run: Run) -> dict[str, Json]:
     if run.state in OVER:
         row |= {"code": run.code, "signal": run.signal, "cpu_ms": run.cpu_ms, "rss_kib": run.rss_kib}
     if run.state == "backoff":
-        row["retry_at"] = text_of(run.retry_at_ms)
+        row["retry_at"] = text_of(run.not_before_ms)
+    elif run.not_before_ms and run.state == "waiting":
+        row["not_before"] = text_of(run.not_before_ms)
+    if run.file:
+        row["file"] = run.file
+    if run.retries:
+        row["retries"] = run.retries
+    if run.tokens:
+        row["tokens"] = run.tokens
     if run.parent:
         row |= {"parent": run.parent, "step": run.step}
     if run.outputs:
         row["outputs"] = run.outputs
     if run.artifacts:
         row["artifacts"] = run.artifacts
+    if run.expected:
+        row["expected"] = run.expected
+    if run.notices:
+        row["notices"] = run.notices
     if run.slots > 1:
         row |= {"until": run.until, "slots": run.slots}
     return row
@@ -197,6 +221,12 @@ def runtime_resource_state(graph: Graph) -> Json:
             "places": graph.policy.values.get("max_running", 0),
         },
         "reserved": _reserved(graph),
+        "spent": [
+            {"account": node.account, "runs": len(node.entries), "tokens": sum(entry[2] for entry in node.entries)}
+            for node in sorted(
+                (node for node in graph.nodes.values() if isinstance(node, Spending)), key=lambda node: node.account
+            )
+        ],
     }
 
 
@@ -260,11 +290,20 @@ def _invariants(graph: Graph) -> list[tuple[str, list[str]]]:
             [run.name for run in holding if sum(1 for other in holding if other.token == run.token) > 1],
         ),
         (
-            "a job that does not overlap has at most one run that is not over",
+            "a job that does not overlap has at most one run that has begun and is not over",
             [
                 job.name
                 for job in graph.jobs.values()
-                if job.spec.get("overlap") == "skip" and sum(1 for run in job.active if run in graph.active) > 1
+                if len(job.active) > 1
+                and job.spec.get("overlap") != "allow_all"
+                and sum(
+                    1
+                    for name in job.active
+                    if (run := graph.active.get(name)) is not None
+                    and run.state != "waiting"
+                    and run.trigger != "backfill"
+                )
+                > 1
             ],
         ),
         (
@@ -292,6 +331,30 @@ def control_plane_integrity(graph: Graph) -> Json:
     }
 
 
+def notices(graph: Graph) -> Json:
+    """What somebody is still to be told, and what was given up, each by the instant it is about."""
+    found = sorted(graph.notices.values(), key=lambda notice: (notice.at, notice.notice))
+    rows = [
+        {
+            "notice": notice.notice,
+            "job": notice.job,
+            "run": notice.run,
+            "on": notice.on,
+            "by": "webhook" if "webhook" in notice.to else "command",
+            "state": notice.state,
+            "at": notice.at,
+            "attempts": notice.attempts,
+            "next_at": text_of(notice.not_before_ms) if notice.not_before_ms else "",
+            "ended_at": notice.ended_at,
+            "error": notice.error,
+        }
+        for notice in found
+    ]
+    waiting = [row for row in rows if row["state"] == "queued"]
+    given_up = [row for row in rows if row["state"] == "given_up"]
+    return {"waiting": waiting[:NOTICES_SHOWN], "waiting_in_all": len(waiting), "given_up": given_up}
+
+
 def live_runtime_control_plane(graph: Graph) -> Json:
     here = graph.here
     states: dict[str, int] = {}
@@ -313,11 +376,33 @@ def live_runtime_control_plane(graph: Graph) -> Json:
             "code": here.code,
         },
         "tick": here.tick,
+        "paused": here.paused,
         "jobs": sum(1 for job in graph.jobs.values() if not job.removed),
         "active": states,
         "ended": here.counts,
         "leases": len(graph.leases),
         "rejected": len(_rejections(graph)),
+        "notices": notices(graph),
+    }
+
+
+def runtime_consensus_state(graph: Graph) -> Json:
+    """Whether everything that is derived agrees with the ledger, as of the latest audit."""
+    audit = graph.audit
+    if audit is None:
+        return {"verdict": "never audited"}
+    return {
+        "verdict": "agrees" if audit.ok else "differs",
+        "audited_seq": audit.seq,
+        "audited_hash": audit.hash,
+        "at": audit.at,
+        "actor": audit.actor,
+        "records": audit.records,
+        "segments": audit.segments,
+        "foreign": audit.foreign,
+        "compared": audit.compared,
+        "findings": list(audit.findings),
+        "findings_in_all": audit.findings_in_all,
     }
 
 
@@ -332,6 +417,7 @@ VIEWS: Mapping[str, Callable[[Graph], Json]] = {
         runtime_resource_state,
         runtime_resource_telemetry,
         runtime_topology_graph,
+        runtime_consensus_state,
         control_plane_integrity,
         live_runtime_control_plane,
     )

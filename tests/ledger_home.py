@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ledger.instant import Now
-from ledger.ledger import Ledger
+from ledger.ledger import Bounds, Ledger
 from ledger.reader import read
 from ledger.record import Draft, Record
 from ledger.segment import Writer, segments_in
@@ -22,8 +22,8 @@ def fact(number: int, text: str = "é") -> Draft:
     return Draft("run.finished", f"run/{number}", {"number": number, "text": text}, id=f"fact-{number}")
 
 
-def opened(disk: SimDisk, seconds: int = 0) -> Ledger:
-    return Ledger.open(disk, WRITER, at(seconds))
+def opened(disk: SimDisk, seconds: int = 0, bounds: Bounds | None = None) -> Ledger:
+    return Ledger.open(disk, WRITER, at(seconds), bounds=bounds)
 
 
 def grown(disk: SimDisk, sessions: Sequence[Sequence[int]] = ((1, 2), (1, 3, 1))) -> list[Record]:
@@ -36,6 +36,10 @@ def grown(disk: SimDisk, sessions: Sequence[Sequence[int]] = ((1, 2), (1, 3, 1))
             number += size
         ledger.close()
     return list(read(disk))
+
+
+def segment_paths(disk: SimDisk) -> list[str]:
+    return [f"ledger/{segment.name}" for segment in segments_in(disk.list("ledger"))]
 
 
 def last_segment(disk: SimDisk) -> str:

@@ -33,7 +33,7 @@ NOON = ms_of("2026-03-02T12:00:00Z")
 class Story:
     """`at` moves both clocks; every event carries the instant it stands at."""
 
-    def __init__(self, **policy: int) -> None:
+    def __init__(self, **policy: Json) -> None:
         self.disk = SimDisk(1)
         self.wall_ms, self.boot_ms = NOON, 1_000_000
         self.ledger = Ledger.open(self.disk, Writer("host", "boot", 1, 1, "0"), self.now)
@@ -104,17 +104,23 @@ class Story:
             self.record(draft("plan.decided", "plan", data))
         return plan
 
-    def start(self, job: str, request: str = "r1") -> str:
-        event, answer = accept(self.graph, "start", request, {"job": job}, "me@here", self.wall_ms)
+    def request(self, verb: str, request: str, **args: Json) -> Json:
+        """What a person is answered. Declined comes through."""
+        event, answer = accept(self.graph, verb, request, args, "me@here", self.wall_ms, self.spec_at)
         if event is not None:
             self.record(event)
-        return str(answer.get("run", ""))
+        self.react()
+        return answer
+
+    def spec_at(self, seq: int) -> Mapping[str, Json]:
+        spec: Mapping[str, Json] = next(record for record in read(self.disk) if record.seq == seq).data["spec"]
+        return spec
+
+    def start(self, job: str, request: str = "r1") -> str:
+        return str(self.request("start", request, job=job).get("run", ""))
 
     def cancel(self, run: str, request: str = "c1") -> None:
-        event, _ = accept(self.graph, "cancel", request, {"run": run}, "me@here", self.wall_ms)
-        assert event is not None
-        self.record(event)
-        self.react()
+        self.request("cancel", request, run=run)
 
     def react(self) -> list[Record]:
         records = []

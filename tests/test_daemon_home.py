@@ -42,8 +42,8 @@ def test_a_home_is_made_for_its_owner_alone(tmp_path: Path) -> None:
         home.make()
     finally:
         os.umask(earlier)
-    names = {"jobs", "policies", "ledger", "state", "leases", "inbox", "runs", "artifacts", "models", "hermesd.yaml"}
-    assert {path.name for path in home.path.iterdir()} == names
+    names = {"jobs", "policies", "ledger", "state", "leases", "inbox", "runs", "artifacts", "models", "secrets"}
+    assert {path.name for path in home.path.iterdir()} == names | {"hermesd.yaml"}
     for path in (home.path, *home.path.iterdir()):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 

@@ -141,12 +141,12 @@ def test_one_name_in_two_files(folder):
 
 
 def test_a_broken_twin_does_not_take_the_sound_job_along(folder):
-    write(folder, "later.yaml", JOB.format(name="good") + "jitter: 5s\n")
+    write(folder, "later.yaml", JOB.format(name="good") + "jiter: 5s\n")
 
     loaded = load(folder, "UTC")
 
     assert list(loaded.jobs) == ["good"]
-    assert [problem.field for problem in loaded.problems] == ["jitter"]
+    assert [problem.field for problem in loaded.problems] == ["jiter"]
 
 
 def test_jobs_that_wait_for_each_other_or_for_nobody(folder):
@@ -169,7 +169,7 @@ def test_jobs_that_wait_for_each_other_or_for_nobody(folder):
         (1, "schedule.after", "the jobs wait for each other: a -> b -> a"),
         (3, "schedule.after", "the jobs wait for each other: b -> a -> b"),
         (4, "schedule.after", "there is no job 'gud'"),
-        (6, "schedule", "a schedule needs one of cron, every, at, after, manual"),
+        (6, "schedule", "a schedule needs one of cron, every, at, after, on, manual"),
     ]
     assert sorted(loaded.jobs) == ["d", "good"]
 

@@ -23,6 +23,7 @@ from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
 from daemon.workers import identity
+from daemon.workers.claim import Status, read_status
 from policies import due
 from policies.job import parse_job
 
@@ -96,7 +97,7 @@ def test_every_slot_was_due_by_its_schedule_and_started_once_and_ended_once(play
     claims = [path.parent for path in (played.home / "runs").glob("*/*/claim")]
     agents = {d["run"] for d in played.decided() if d["job"] == "morning-report" and d["trigger"] == "schedule"}
     assert sorted(folder.parent.name for folder in claims) == sorted(set(ends) - agents)
-    assert {(folder / "status").read_text().strip() for folder in claims} == {"0"}
+    assert {read_status(str(folder)) for folder in claims} == {Status(0, None)}
 
 
 def test_the_report_is_an_artifact_that_holds_the_tables_and_the_facts(played: Played) -> None:
@@ -183,7 +184,7 @@ def test_a_run_that_is_really_lost_is_no_success_and_its_home_is_kept(
     assert demo.returncode == Exit.NO
     [home] = tmp_path.glob("hermes-demo-*")
     error = said[said.index("error: ") :]
-    assert "triage-" in error
+    assert "lost" in error  # Which of its runs were alive differs from one demo to the next.
     assert str(home) in error
     assert hermesd("verify", "--home", str(home)).returncode == 0
 

@@ -20,7 +20,7 @@ def test_the_examples_load_together_without_a_problem():
         next(iter(job.canonical()["schedule"].keys() - {"timezone", "offset", "when"}))
         for job, _ in loaded.jobs.values()
     }
-    assert kinds == {"cron", "every", "at", "after", "manual"}
+    assert kinds == {"cron", "every", "at", "after", "on", "manual"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

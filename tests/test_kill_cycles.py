@@ -35,6 +35,8 @@ from ledger.reader import read
 from ledger.record import Record
 
 CYCLES = int(os.environ.get("HERMES_KILL_CYCLES", "200"))
+PARTS = 4
+"""Homes that the cycles are shared out over, so that they are lived side by side."""
 SEED = int(os.environ.get("HERMES_KILL_SEED", "0")) or time.time_ns() % 1_000_000_000
 
 SAY = 'say() { echo "$HERMESD_RUN $HERMESD_ATTEMPT $1" >>"$WITNESS"; }; say begin; '
@@ -66,7 +68,7 @@ def dies(code):
 ENDINGS: dict[str, set[tuple[str, int | None]]] = {
     "fine": {("succeeded", 0)},
     "seven": {("failed", 7)},
-    "shot": {("failed", 137)},
+    "shot": {("failed", None)},
     "again": {("succeeded", 0)},
     "family": {("failed", 3)},
     "left": {("succeeded", 0)},
@@ -386,16 +388,17 @@ class Audit:
 
 
 @pytest.mark.timeout(60 + 10 * CYCLES)
-def test_the_daemon_is_killed_again_and_again_and_the_books_balance(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_the_daemon_is_killed_again_and_again_and_the_books_balance(tmp_path: Path, part: int) -> None:
     print(f"HERMES_KILL_SEED={SEED} HERMES_KILL_CYCLES={CYCLES}")
-    chance, books = random.Random(SEED), Books()
+    chance, books = random.Random(SEED + part), Books()
     home = make_home(tmp_path / "home")
     (tmp_path / "witness").touch()
     (home / "jobs" / "witness.py").write_text(MODULE)
     defined = jobs(home)
     (home / "jobs" / "jobs.yaml").write_text(yaml.safe_dump(defined))
     began_s, lived = time.monotonic(), 0
-    for cycle in range(CYCLES):
+    for cycle in range(CYCLES // PARTS):
         lived += one_life(home, chance, books)
         if cycle % 20 == 19:
             sound(home)
@@ -412,7 +415,7 @@ def test_the_daemon_is_killed_again_and_again_and_the_books_balance(tmp_path: Pa
     assert daemon.ready()
     ask_all(home, list(books.unanswered), books)
     view = home / "state" / "live_runtime_control_plane.json"
-    epoch = int(max(path.name.split("-")[1] for path in (home / "ledger").glob("*.jsonl")).removeprefix("e"))
+    epoch = int(max(path.name.split("-")[1] for path in (home / "ledger").glob("0*.jsonl")).removeprefix("e"))
     until(lambda: _idle(orjson.loads(view.read_bytes()), epoch), "every run is over")
     daemon.process.send_signal(signal.SIGTERM)
     daemon.gone(0)
@@ -421,7 +424,7 @@ def test_the_daemon_is_killed_again_and_again_and_the_books_balance(tmp_path: Pa
     audit = Audit(records)
     took_s = time.monotonic() - began_s
     ends = Counter(f"{audit.of[run]} {end[0][0]}" for run, end in audit.ends.items())
-    print(f"{CYCLES} kills in {took_s:.0f} s, {CYCLES - lived} of them before it was ready; {len(records)} events")
+    print(f"{CYCLES // PARTS} kills in {took_s:.0f} s, {CYCLES // PARTS - lived} of them before it was ready; {len(records)} events")
     print(f"{sum(audit.granted.values())} attempts, {len(books.acknowledged)} requests acknowledged; {dict(ends)}")
     print(dict(books.said))
     audit.check(books, (tmp_path / "witness").read_text().splitlines())

@@ -68,12 +68,14 @@ def test_every_changed_byte_of_every_file_is_found_by_both_in_the_same_place(fli
                 continue
             changed = data[:index] + bytes([byte]) + data[index + 1 :]
             whole.corrupt(path, changed)
-            (tmp_path / path).write_bytes(changed)
             found = verify(whole)
             first = found.damages[0]
             line = data.rfind(b"\n", 0, index) + 1
             assert first.file == path, (path, index)
-            assert first.offset in (line if name.startswith("0") else 0, index + 1 if byte == 10 else line)
+            assert first.offset in (line if name.endswith(".jsonl") else 0, index + 1 if byte == 10 else line)
+            if index % 5 and data[index] != 10:
+                continue  # the second verifier reads real files, which takes its time: every fifth byte, every newline
+            (tmp_path / path).write_bytes(changed)
             status, places, _ = alone(tmp_path)
             assert (status, (name, first.offset) in places) == (1, True), (path, index, found, places)
         whole.corrupt(path, data)
@@ -84,7 +86,7 @@ def test_damage_in_several_places_is_reported_in_each(tmp_path: Path) -> None:
     disk = SimDisk(1)
     grown(disk, ((1, 2), (1, 1, 1), (2,)))
     offsets = []
-    for name in [name for name in disk.list("ledger") if name.endswith(".jsonl")]:
+    for name in [name for name in disk.list("ledger") if name[0] == "0" and name.endswith(".jsonl")]:
         path = f"ledger/{name}"
         data = bytearray(disk.read(path))
         second = data.index(b"\n") + 1
@@ -149,7 +151,7 @@ def test_files_that_do_not_belong_or_are_gone_are_named(tmp_path: Path) -> None:
 
 def test_each_missing_segment_and_each_cut_of_whole_lines_is_found_by_both(tmp_path: Path) -> None:
     whole = quarantined()
-    for name in [name for name in whole.list("ledger") if name.endswith(".jsonl")]:
+    for name in [name for name in whole.list("ledger") if name[0] == "0" and name.endswith(".jsonl")]:
         disk = copy_of(whole)
         disk.remove(f"ledger/{name}")
         assert not verify(disk).ok
@@ -168,7 +170,7 @@ def test_no_ledger_is_not_a_sound_ledger(tmp_path: Path) -> None:
     assert alone(tmp_path)[0] == 2
     disk = SimDisk(1)
     grown(disk)
-    for name in [name for name in disk.list("ledger") if name.endswith(".jsonl")]:
+    for name in [name for name in disk.list("ledger") if name[0] in "0M"]:
         disk.remove(f"ledger/{name}")
     assert [damage.file for damage in verify(disk).damages] == ["ledger", "ledger"]
     assert alone(laid_out(disk, tmp_path))[:2] == (1, [("EPOCH", 0), ("HEAD", 0)])

@@ -15,7 +15,7 @@ from ledger_home import WRITER, at, fact, grown, last_segment, opened
 from daemon.system import OsDisk, SystemClock
 from ledger.disk import Locked
 from ledger.errors import Full, NotLocal, Poisoned, Refused
-from ledger.ledger import Ledger
+from ledger.ledger import Bounds, Ledger
 from ledger.reader import Tail, read
 from ledger.record import Draft
 from ledger.verify import verify
@@ -60,7 +60,7 @@ def test_one_commit_is_one_write_and_one_sync() -> None:
     commits, written = ledger.commits, ledger.bytes_written
     operations = disk.operations
     ledger.append([fact(i) for i in range(100)], at())
-    assert [entry.split()[0] for entry in list(disk.trace)[operations:]] == ["write", "sync"]
+    assert [entry.split()[0] for entry in list(disk.trace)[operations:]] == ["reserve", "write", "sync"]
     assert ledger.commits == commits + 1
     assert ledger.bytes_written - written == len(b"".join(disk.read(last_segment(disk)).splitlines(True)[1:]))
 
@@ -94,12 +94,12 @@ def test_a_write_that_takes_nothing_does_not_go_on_for_ever(monkeypatch: pytest.
 
 def test_a_full_disk_drops_the_batch_keeps_the_rest_and_goes_on_when_there_is_room() -> None:
     disk = SimDisk(1)
-    ledger = opened(disk)
+    ledger = opened(disk, bounds=Bounds(reserve_bytes=0))
     ledger.append([fact(0)], at())
     tail = Tail(disk)
     tail.poll()
     before = disk.read(last_segment(disk))
-    disk.capacity_bytes = sum(map(len, disk.files().values())) + 100
+    disk.capacity_bytes = disk.used_bytes() + 100
     for _ in range(3):
         with pytest.raises(Full, match="free some space"):
             ledger.append([fact(1), fact(2)], at())
@@ -200,7 +200,7 @@ def test_a_full_disk_does_not_keep_the_ledger_from_closing() -> None:
     disk = SimDisk(1)
     ledger = opened(disk)
     ledger.append([fact(0)], at())
-    disk.capacity_bytes = sum(map(len, disk.files().values()))
+    disk.capacity_bytes = disk.used_bytes()
     with pytest.raises(Full):
         ledger.note_head()
     ledger.close()
@@ -211,7 +211,7 @@ def test_a_full_disk_does_not_keep_the_ledger_from_closing() -> None:
 def test_a_full_disk_is_named_when_the_ledger_cannot_be_opened() -> None:
     disk = SimDisk(1)
     grown(disk)
-    disk.capacity_bytes = sum(map(len, disk.files().values()))
+    disk.capacity_bytes = disk.used_bytes()
     with pytest.raises(Full, match="no room to open ledger"):
         opened(disk)
     disk.capacity_bytes = None
@@ -286,7 +286,8 @@ def test_the_real_disk_keeps_the_ledger_to_its_owner_and_survives_reopening(tmp_
     assert numbers(disk) == [0, 1]
     assert verify(disk).ok
     for path in tmp_path.rglob("*"):
-        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
+        sealed = path.suffix == ".jsonl" and path.with_suffix(".seal").exists()
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o400 if sealed else 0o600)
     assert not list(tmp_path.rglob(".*.new"))
     assert disk.file_system()
     assert OsDisk("/proc").file_system() in ("proc", "")

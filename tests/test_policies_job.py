@@ -52,9 +52,10 @@ def test_a_short_job_is_complete_from_birth():
         "schedule": {"cron": "30 3 * * *", "timezone": "Europe/Paris"},
         "priority": 50,
         "leases": [],
-        "needs": {"cpu": 0.0, "memory": 0, "gpu_memory": 0},
+        "needs": {"cpu": 0.0, "memory": 0, "gpu_memory": 0, "tokens": 0},
         "overlap": "skip",
-        "missed": {"policy": "latest", "window": 86_400_000},
+        "missed": {"policy": "latest", "window": 86_400_000, "max": 20},
+        "jitter": 0,
         "timeout": 3_600_000,
         "grace": 10_000,
         "retry": {
@@ -62,16 +63,21 @@ def test_a_short_job_is_complete_from_birth():
             "backoff": "exponential",
             "base": 10_000,
             "max": 300_000,
-            "on": ["exit", "timeout"],
+            "on": ["exit", "output", "timeout"],
             "idempotent": False,
         },
+        "budget": None,
+        "stop_after_failures": None,
+        "fresh": None,
+        "notify": [],
         "enabled": True,
         "expires": None,
         "env": {},
         "cwd": None,
-        "limits": {"open_files": None, "file_size": None, "cpu_seconds": None, "memory": None},
+        "limits": {"open_files": None, "file_size": None, "cpu_seconds": None, "memory": None, "output": 64 << 20},
         "outputs": [],
-        "keep": {"runs": 50},
+        "expects": [],
+        "keep": {"runs": 50, "days": None},
     }
 
 
@@ -130,6 +136,12 @@ CHANGES = {
     "needs": {"cpu": 2},
     "overlap": "allow_all",
     "missed": {"window": "2d"},
+    "jitter": "5s",
+    "budget": {"tokens_per_day": 1000},
+    "stop_after_failures": 3,
+    "fresh": "26h",
+    "notify": {"webhook": "https://example.org/hook"},
+    "expects": {"file": "report.md"},
     "timeout": "2h",
     "grace": "11s",
     "retry": {"attempts": 2},
@@ -176,7 +188,13 @@ def test_the_digest_is_the_same_under_another_hash_seed():
     [
         (raw(shedule="* * * * *"), "shedule: unknown field 'shedule'. Did you mean 'schedule'?"),
         (raw(retry={"atempts": 2}), "retry.atempts: unknown field 'atempts'. Did you mean 'attempts'?"),
-        (raw(jitter="30s"), "jitter: unknown field 'jitter'"),
+        (raw(jiter="30s"), "jiter: unknown field 'jiter'. Did you mean 'jitter'?"),
+        (raw(jitter="2d"), "jitter: "),
+        (raw(budget={"tokens_per_week": 5}), "budget.tokens_per_week: unknown field"),
+        (raw(budget={"runs_per_hour": 0}), "budget.runs_per_hour: "),
+        (raw(notify={"on": ["failed"]}), "notify[0]: a notice has neither webhook nor command"),
+        (raw(notify={"webhook": "ftp://x"}), "notify[0]: 'ftp://x' is no address for a webhook"),
+        (raw(expects={"file": "../x"}), "expects[0].file: '../x' is not a file inside the run's folder"),
         (raw(timeout_ms=5), "timeout_ms: unknown field 'timeout_ms'. Did you mean 'timeout'?"),
         (raw(model="x"), "model: unknown field 'model'"),
         (raw(timeout=10), "timeout: 10 has no unit. Write 10s, 10m or 10h"),
@@ -186,9 +204,10 @@ def test_the_digest_is_the_same_under_another_hash_seed():
         (raw(needs={"memory": "2 gigs"}), "needs.memory: '2 gigs' has the unknown unit 'gigs'"),
         (raw(needs={"cpu": "2"}), "needs.cpu: text cannot stand here"),
         (raw(needs={"cpu": float("nan")}), "needs.cpu:"),
-        (raw(needs={"tokens": 5}), "needs.tokens: unknown field 'tokens'"),
-        (raw(overlap="buffer_one"), "overlap: 'buffer_one' is not allowed. Write skip or allow_all"),
-        (raw(missed={"policy": "all"}), "missed.policy: 'all' is not allowed. Write skip or latest"),
+        (raw(needs={"tokens": -5}), "needs.tokens: "),
+        (raw(overlap="bufer_one"), "overlap: 'bufer_one' is no overlap policy. Did you mean 'buffer_one'?"),
+        (raw(overlap="skip(<=3)"), "overlap: 'skip(<=3)' has a bound that cannot be used"),
+        (raw(missed={"policy": "al"}), "missed.policy: 'al' is not allowed. Did you mean 'all'?"),
         (raw(priority=101), "priority: 101 cannot be used. It should be less than or equal to 100"),
         (raw(priority=True), "priority: true or false cannot stand here"),
         (raw(priority="5"), "priority: text cannot stand here"),
@@ -210,10 +229,10 @@ def test_the_digest_is_the_same_under_another_hash_seed():
         (raw(kind="comand"), "kind: unknown kind 'comand'. Did you mean 'command'?"),
         (raw(kind=["command"]), "kind: unknown kind ['command']"),
         ({"name": "a", "kind": "command", "argv": ["a"]}, "the field 'schedule' is missing"),
-        (raw(schedule={}), "schedule: a schedule needs one of cron, every, at, after, manual"),
-        (raw(schedule={"evry": "5m"}), "schedule: a schedule needs one of cron, every, at, after, manual. Did"),
+        (raw(schedule={}), "schedule: a schedule needs one of cron, every, at, after, on, manual"),
+        (raw(schedule={"evry": "5m"}), "schedule: a schedule needs one of cron, every, at, after, on, manual. Did"),
         (raw(schedule={"cron": "* * * * *", "every": "5m"}), "schedule: a schedule has one of cron, every, not"),
-        (raw(schedule={"on": {"path": "x"}}), "schedule: a schedule needs one of"),
+        (raw(schedule={"on": "x"}), "schedule.on: a mapping of fields belongs here, not text"),
         (raw(schedule=5), "schedule: 5 is no schedule"),
         (raw(schedule={"manual": False}), "schedule.manual: False is not allowed"),
         (raw(schedule={"every": "30m", "timezone": "UTC"}), "schedule.timezone: unknown field 'timezone'. Known here:"),
@@ -240,6 +259,16 @@ def test_the_digest_is_the_same_under_another_hash_seed():
         (raw(limits={"open_files": 1}), "limits.open_files: 1 cannot be used"),
         (raw(argv=["a", "{{ steps.x.text }}"]), "{{ steps.x.text }} in a job of kind command"),
         (raw(argv=["{{ run.foldr }}"]), "unknown placeholder {{ run.foldr }}"),
+        (raw(argv=["curl", "{{ secret.x }}"]), "argv[1]: {{ secret.x }} cannot stand here, where others could see it"),
+        (raw(stdin="{{ secret.x }}"), "stdin: {{ secret.x }} cannot stand here"),
+        (raw(env={"A": "{{ secret.../x }}"}), "unknown placeholder {{ secret.../x }}"),
+        ({**FULL[4], "kwargs": {"a": ["{{ secret.x }}"]}}, "kwargs.a[0]: {{ secret.x }} cannot stand here"),
+        (agent(step("a", argv=["x", "{{ secret.x }}"])), "steps[0].argv[1]: {{ secret.x }} cannot stand here"),
+        (agent(step("a"), env={"A": "{{ steps.a.text }}"}), "env.A: {{ steps.a.text }} in `env`, which holds for"),
+        (
+            raw(notify={"command": ["say", "{{ run.folder }}"]}),
+            "notify[0].command[1]: {{ run.folder }} is not filled in here",
+        ),
         ({**FULL[4], "call": "f"}, "call: 'f' does not name a function. Write module:function"),
         ({**FULL[4], "kwargs": {"a": float("inf")}}, "kwargs: inf is no JSON value"),
         ({**FULL[4], "kwargs": {"a": 2**70}}, "kwargs: 1180591620717411303424 does not fit in 64 bits"),
@@ -300,6 +329,16 @@ def test_braces_of_other_programs_are_left_alone():
     job = parse_job(raw(argv=argv))
 
     assert list(references(job.canonical())) == [Reference("run.folder")]
+
+
+def test_secrets_can_stand_in_variables_and_where_notices_go():
+    job = parse_job(
+        raw(
+            env={"TOKEN": "Bearer {{ secret.api_key }}"},
+            notify=[{"webhook": "{{secret.hook}}"}, {"command": ["page", "{{ secret.me }}"]}],
+        )
+    )
+    assert [found.secret for found in references(job.canonical())] == ["hook", "me", "api_key"]
 
 
 def test_placeholders_are_filled():
@@ -367,5 +406,5 @@ def test_the_schema_accepts_what_the_model_accepts():
     for sound in FULL:
         validator.validate(sound)
         validator.validate([sound])
-    for unfit in (raw(jitter="5s"), raw(priority=500), raw(timeout="ten minutes"), {"name": "a"}, "text"):
+    for unfit in (raw(jiter="5s"), raw(priority=500), raw(timeout="ten minutes"), {"name": "a"}, "text"):
         assert not validator.is_valid(unfit)

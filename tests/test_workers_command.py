@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from workers_loop import PATH, ROOT, Loop, command, lives, shell, text, until_file
 
-from daemon.ports import Began, Ended, SpawnError
+from daemon.ports import Began, Ended, Order, SpawnError
 from daemon.workers import identity
-from daemon.workers.claim import Status, read_claim, read_status, take_claim, write_status
+from daemon.workers.claim import Claim, Journal, Status, claim_never, read_claim, read_status, write_status
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -33,6 +33,13 @@ def pids_of(home: Path) -> list[int]:
     return [int(pid) for pid in pids.read_text().split()] if pids.exists() else []
 
 
+def keeper_of(order: Order) -> int:
+    claim = read_claim(order.folder)
+    assert claim is not None
+    assert claim.keeper is not None
+    return claim.keeper[0]
+
+
 @pytest.fixture
 def loop() -> Iterator[Loop]:
     loop = Loop()
@@ -45,7 +52,7 @@ def test_exit_codes_are_those_of_the_command(tmp_path: Path, loop: Loop) -> None
     for order in orders:
         loop.spawner.start(order)
     assert [end.code for end in loop.ended(*orders)] == [0, 1, 7, 121, 122, 125, 255]
-    assert [text(order, "status") for order in orders] == [f"{c}\n" for c in (0, 1, 7, 121, 122, 125, 255)]
+    assert [read_status(order.folder) for order in orders] == [Status(c, None) for c in (0, 1, 7, 121, 122, 125, 255)]
     assert not loop.zombies()
 
 
@@ -129,7 +136,7 @@ def test_no_descriptor_and_no_ignored_signal_is_inherited(tmp_path: Path) -> Non
     inherited = shell(tmp_path, "signals", "kill -PIPE $$; echo lived")
     loop = Loop()
     loop.spawner.start(inherited)
-    assert loop.ended(inherited)[0].code == 128 + signal.SIGPIPE
+    assert loop.ended(inherited)[0].signal == signal.SIGPIPE
     loop.close()
 
 
@@ -142,15 +149,16 @@ def test_a_run_that_cannot_start_says_why(tmp_path: Path, loop: Loop) -> None:
         loop.spawner.start(command(tmp_path, "nul", "echo", "a\0b"))
     with pytest.raises(SpawnError, match="variable 'a-b'"):
         loop.spawner.start(command(tmp_path, "name", "true", env={"a-b": "c"}))
-    with pytest.raises(SpawnError, match="too long"):
-        loop.spawner.start(command(tmp_path, "long", "true", *["x" * 100_000] * 100))
+    long = command(tmp_path, "long", "true", *["x" * 100_000] * 100)
     lost = command(tmp_path, "lost-cwd", "true", cwd=str(tmp_path / "gone"))
     absent = command(tmp_path, "absent-path", str(tmp_path / "gone"))
     loop.spawner.start(lost)
     loop.spawner.start(absent)
-    ends = loop.ended(lost, absent)
-    assert [end.code for end in ends] == [125, 127]
+    loop.spawner.start(long)
+    ends = loop.ended(lost, absent, long)
+    assert [end.code for end in ends] == [125, 127, 126]
     assert "working directory" in ends[0].note
+    assert "too long for this system" in ends[2].note
     assert str(tmp_path / "gone") in text(lost, "stderr.log")
 
 
@@ -164,16 +172,19 @@ def test_a_run_that_cannot_be_watched_is_not_left_running(tmp_path: Path, loop: 
             loop.spawner.start(order)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert identity.named(order.folder) is None
+    assert identity.tree(order.folder) == []
     assert not loop.zombies()
 
 
-def test_a_signal_death_is_told_as_the_shell_tells_it(tmp_path: Path, loop: Loop) -> None:
-    order = shell(tmp_path, "suicide", "kill -SEGV $$")
-    loop.spawner.start(order)
-    (end,) = loop.ended(order)
-    assert (end.code, end.signal) == (139, None)
-    assert "SIGSEGV" in end.note
+def test_a_death_by_signal_is_told_from_an_exit_status_that_looks_like_one(tmp_path: Path, loop: Loop) -> None:
+    killed = shell(tmp_path, "killed", "kill -SEGV $$")
+    said = shell(tmp_path, "said", "exit 139")
+    loop.spawner.start(killed)
+    loop.spawner.start(said)
+    ends = loop.ended(killed, said)
+    assert [(end.code, end.signal) for end in ends] == [(None, signal.SIGSEGV), (139, None)]
+    assert ends[1].note == "exit status 139 is its own; a shell ends so after SIGSEGV"
+    assert [read_status(order.folder) for order in (killed, said)] == [Status(None, 11), Status(139, None)]
 
 
 def test_limits_bind_the_command_and_are_named_when_they_end_it(tmp_path: Path, loop: Loop) -> None:
@@ -184,7 +195,7 @@ def test_limits_bind_the_command_and_are_named_when_they_end_it(tmp_path: Path, 
     for order in (big, busy, few):
         loop.spawner.start(order)
     ends = loop.ended(big, busy, few)
-    assert [end.code for end in ends] == [128 + signal.SIGXFSZ, 128 + signal.SIGXCPU, 0]
+    assert [(end.code, end.signal) for end in ends] == [(None, signal.SIGXFSZ), (None, signal.SIGXCPU), (0, None)]
     assert "file size (1024 bytes)" in ends[0].note
     assert Path(big.folder, "stdout.log").stat().st_size == 1024
     assert "CPU time (1 s)" in ends[1].note
@@ -345,7 +356,7 @@ loop.spawner.start(shell(home, "unseen", "read _ <go; exit 9")); print(flush=Tru
     kill_9(daemon)
     until_file(Path(order.folder, "claim"))
     (tmp_path / "go").write_text("\n")
-    until_file(Path(order.folder, "status"))
+    loop.until(lambda: read_status(order.folder) is not None)
     loop.spawner.resume(order, None, None)
     assert loop.ended(order) == [Ended("unseen", 1, 9)]
 
@@ -367,23 +378,83 @@ loop.spawner.start(shell(home, "adopted", "(setsid {script} &); {script}; exit")
     assert not any(map(lives, pids_of(tmp_path)))
 
 
-def test_a_run_whose_wrapper_was_killed_unseen_is_lost_and_its_tree_is_dead(tmp_path: Path, loop: Loop) -> None:
+LEFT = "(setsid env -i sh -c 'echo $$ >{0}; exec sleep 60' &); while ! [ -s {0} ]; do :; done; exec sleep 60"
+
+
+def test_a_run_killed_with_its_daemon_and_its_keeper_is_lost_and_its_tree_is_dead(tmp_path: Path, loop: Loop) -> None:
     pids = tmp_path / "pids"
     daemon = another_daemon(tmp_path, f"""
-order = shell(home, "lost", "echo $$ >{pids}; exec sleep 60")
+order = shell(home, "lost", {LEFT.format(pids)!r})
 loop.spawner.start(order); print(loop.began(order).pid, flush=True); loop.turn(60)
 """)  # fmt: skip
-    wrapper = int(line_from(daemon))
-    until_file(pids)
+    pid = int(line_from(daemon))
+    left = int(until_file(pids))
     kill_9(daemon)
-    os.kill(wrapper, signal.SIGKILL)
     order = shell(tmp_path, "lost", "")
-    loop.until(lambda: not lives(wrapper))
-    loop.spawner.resume(order, wrapper, None)
+    for one in (keeper_of(order), pid):
+        os.kill(one, signal.SIGKILL)
+        loop.until(lambda one=one: not lives(one))  # type: ignore[misc]
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)  # Orphans come to this process, which must not be the one that saw the end.
+    loop.spawner.resume(order, pid, None)
     (end,) = loop.ended(order)
     assert (end.code, end.signal) == (None, None)
     assert end.note == "nobody saw how it ended; 1 left-over process was killed"
-    assert not lives(int(pids.read_text()))
+    assert not lives(left)
+
+
+def test_a_run_killed_with_its_daemon_is_not_lost(tmp_path: Path, loop: Loop) -> None:
+    pids = tmp_path / "pids"
+    daemon = another_daemon(tmp_path, f"""
+order = shell(home, "killed", {LEFT.format(pids)!r})
+loop.spawner.start(order); print(loop.began(order).pid, flush=True); loop.turn(60)
+""")  # fmt: skip
+    pid = int(line_from(daemon))
+    left = int(until_file(pids))
+    kill_9(daemon)
+    os.kill(pid, signal.SIGKILL)
+    order = shell(tmp_path, "killed", "")
+    loop.spawner.resume(order, pid, None)
+    (end,) = loop.ended(order)
+    assert (end.code, end.signal) == (None, signal.SIGKILL)
+    assert not lives(left)
+
+
+def test_a_keeper_that_dies_leaves_the_daemon_to_see_how_its_runs_end(tmp_path: Path, loop: Loop) -> None:
+    os.mkfifo(tmp_path / "go")
+    orders = [shell(tmp_path, f"kept-{i}", f"read _ <{tmp_path}/go; exit {i}") for i in (3, 4)]
+    for order in orders:
+        loop.spawner.start(order)
+    began = [loop.began(order) for order in orders]
+    dead = keeper_of(orders[0])
+    os.kill(dead, signal.SIGKILL)
+    loop.until(lambda: len(loop.reports) == 4)  # Both are adopted.
+    later = shell(tmp_path, "later", "exit 5")
+    loop.spawner.start(later)
+    assert loop.ended(later)[0].code == 5
+    assert keeper_of(later) != dead
+    gate = os.open(tmp_path / "go", os.O_RDWR)
+    os.write(gate, b"\n\n")
+    assert [end.code for end in loop.ended(*orders)] == [3, 4]
+    os.close(gate)
+    assert [loop.began(order) for order in orders] == began
+    assert [read_status(order.folder) for order in orders] == [Status(3, None), Status(4, None)]
+    assert not loop.zombies()
+
+
+def test_a_keeper_that_cannot_start_fails_its_runs_and_says_where_to_look(tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho no such python >&2\nexit 3\n")
+    broken.chmod(0o755)
+    loop = Loop(python=str(broken))
+    orders = [command(tmp_path, f"unkept-{i}", "true") for i in range(2)]
+    for order in orders:
+        loop.spawner.start(order)
+    for end in loop.ended(*orders):
+        assert end.code == 1
+        assert f"keeper of commands could not start: exit status 3; see {tmp_path}/runs/.workers/keeper.log" in end.note
+    assert "no such python" in (tmp_path / "runs/.workers/keeper.log").read_text()
+    loop.close()
 
 
 def test_a_granted_run_that_never_began_begins_on_resume(tmp_path: Path, loop: Loop) -> None:
@@ -396,17 +467,13 @@ def test_another_process_with_the_same_pid_is_not_taken_for_ours(tmp_path: Path,
     with subprocess.Popen(["sleep", "60"]) as stranger:
         order = command(tmp_path, "reused", "true")
         Path(order.folder).mkdir(parents=True)
-        take_claim(order.folder, str(stranger.pid))
+        Path(order.folder, "claim").write_text(f"keeper {stranger.pid} 1\nbegan reused/1 {stranger.pid} 1\n")
         worker = command(tmp_path, "reused-worker", "true")
         Path(worker.folder).mkdir(parents=True)
-        take_claim(worker.folder, f"{stranger.pid} 1")
+        Path(worker.folder, "claim").write_text(f"worker {stranger.pid} 1\n")
         loop.spawner.resume(order, stranger.pid, identity.start_time(stranger.pid))
         loop.spawner.resume(worker, None, None)
-        hinted = command(tmp_path, "reused-hint", "true", str(stranger.pid))
-        Path(hinted.folder).mkdir(parents=True)
-        take_claim(hinted.folder, f"{stranger.pid} {identity.start_time(stranger.pid)}")
-        loop.spawner.resume(hinted, stranger.pid, 1)
-        assert [end.code for end in loop.ended(order, worker, hinted)] == [None, None, None]
+        assert [end.code for end in loop.ended(order, worker)] == [None, None]
         loop.spawner.stop("reused", 1, force=True)
         assert stranger.poll() is None
         stranger.kill()
@@ -415,37 +482,55 @@ def test_another_process_with_the_same_pid_is_not_taken_for_ours(tmp_path: Path,
 def test_a_claim_cut_off_by_a_crash_is_lost_unless_its_process_lives(tmp_path: Path, loop: Loop) -> None:
     order = command(tmp_path, "torn", "true")
     Path(order.folder).mkdir(parents=True)
-    Path(order.folder, "claim").touch()
+    Path(order.folder, "claim").write_text("keeper 12")
     loop.spawner.resume(order, None, None)
     (end,) = loop.ended(order)
     assert (end.code, end.signal) == (None, None)
 
 
-def test_a_full_disk_at_the_claim_is_no_success(tmp_path: Path, loop: Loop) -> None:
+def test_a_claim_that_cannot_be_written_is_no_success(tmp_path: Path, loop: Loop) -> None:
     order = command(tmp_path, "full", "true")
-    Path(order.folder).mkdir(parents=True)
-    Path(order.folder, "claim").symlink_to("/dev/full")
+    Path(order.folder).parent.parent.mkdir()
+    Path(order.folder).parent.touch()
     loop.spawner.start(order)
     (end,) = loop.ended(order)
-    assert end.code != 0
+    assert (end.code, end.signal) == (1, None)
+    assert f"no claim could be written in {order.folder}: Not a directory" in end.note
 
 
-def test_status_files_are_written_once_and_torn_ones_do_not_count(tmp_path: Path) -> None:
-    folder = str(tmp_path)
-    assert read_claim(folder) is None
-    assert take_claim(folder, "12 34")
-    assert not take_claim(folder, "56 78")
-    assert read_claim(folder) == (12, 34, False)
-    assert write_status(folder, Status(None, 9))
-    assert not write_status(folder, Status(0, None))
-    assert read_status(folder) == Status(None, 9)
-    (tmp_path / "status").write_text("")
-    assert read_status(folder) is None
-    (tmp_path / "status").write_text("13")
-    assert read_status(folder) is None
+def test_claims_are_taken_once_and_the_first_end_holds(tmp_path: Path) -> None:
+    place, one, two = tmp_path / ".workers", tmp_path / "one" / "1", tmp_path / "two" / "1"
+    for folder in (place, one, two):
+        folder.mkdir(parents=True)
+    for where in (str(place), ""):
+        journal = Journal(where, "keeper", (12, 34))
+        assert read_claim(str(one)) is None
+        assert journal.take(str(one))
+        assert not journal.take(str(one))
+        assert journal.take(str(two))
+        journal.began(str(one), (56, 78))
+        assert read_claim(str(one)) == Claim((56, 78), (12, 34), never=False, status=None)
+        assert read_claim(str(two)) == Claim(None, (12, 34), never=False, status=None)
+        journal.ended(str(one), Status(None, 9))
+        write_status(str(one), Status(0, None))
+        journal.close()
+        write_status(str(two), Status(3, None))
+        assert read_status(str(one)) == Status(None, 9)
+        assert read_status(str(two)) == Status(3, None)
+        with (two / "claim").open("r+") as claim:
+            claim.truncate(claim.seek(0, 2) - 1)
+        assert read_status(str(two)) is None
+        assert not claim_never(str(one))
+        for folder in (one, two):
+            (folder / "claim").unlink()
+    assert not any(place.iterdir())
+    assert claim_never(str(one))
+    assert read_claim(str(one)) == Claim(None, None, never=True, status=None)
 
 
 def test_two_hundred_at_once_end_truly_and_leave_nothing(tmp_path: Path, loop: Loop) -> None:
+    loop.spawner.start(first := command(tmp_path, "first", "true"))
+    loop.ended(first)
     before = set(os.listdir("/proc/self/fd"))
     orders = [shell(tmp_path, f"many-{i}", f"read _ <{tmp_path}/go; exit {i % 100}") for i in range(200)]
     os.mkfifo(tmp_path / "go")
@@ -456,7 +541,7 @@ def test_two_hundred_at_once_end_truly_and_leave_nothing(tmp_path: Path, loop: L
     ends = loop.ended(*orders)
     os.close(gate)
     assert [end.code for end in ends] == [i % 100 for i in range(200)]
-    assert len(loop.ends()) == 200
+    assert len(loop.ends()) == 201
     assert not loop.zombies()
     assert set(os.listdir("/proc/self/fd")) == before
 

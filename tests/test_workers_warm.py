@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from test_workers_command import another_daemon, kill_9, line_from
-from workers_loop import PATH, Loop, lives, python, text, until_file
+from workers_loop import PATH, Loop, lives, python, text
 
 from daemon.ports import Began, Ended, InferenceTask, Order, PythonTask, SpawnError
-from daemon.workers.claim import Status, read_status
+from daemon.workers.claim import Claim, Status, read_claim, read_status
 from daemon.workers.warm import Bounds
 from daemon.workers.wire import Lines, line_of
 
@@ -85,8 +85,8 @@ def test_a_function_is_called_and_its_value_kept(home: Path, loop: Loop) -> None
     began = loop.began(order)
     assert (end.code, end.signal) == (0, None)
     assert result(order) == {"sum": 5, "pid": began.pid}
-    assert text(order, "status") == "0\n"
-    assert text(order, "claim") == f"{began.pid} {began.started}\n"
+    claim = Claim((began.pid, began.started), None, never=False, status=Status(0, None))
+    assert read_claim(order.folder) == claim
     assert (end.cpu_ms or 0) < 1000
     assert (end.rss_kib or 0) > 1000
 
@@ -148,7 +148,7 @@ def test_a_worker_sees_the_order_s_environment_and_no_descriptor_of_ours(
     assert isinstance(seen, dict)
     seen.pop("LC_CTYPE", None)  # Python's own, in a C locale.
     assert seen == {"PATH": PATH, "HERMESD_RUN": "env", "HERMESD_ATTEMPT": "1", "HERMESD_FOLDER": env.folder}
-    assert result(descriptors) == [0, 1, 2, 3, 4, 5]  # the channel, /dev/null, the listing
+    assert result(descriptors) == [0, 1, 2, 3, 4, 5, 6]  # the channel, /dev/null, the journal, the listing
 
 
 def test_a_big_argument_goes_by_file(home: Path, loop: Loop) -> None:
@@ -296,7 +296,7 @@ def test_an_idle_worker_leaves_after_its_time(home: Path) -> None:
     loop = Loop(Bounds(idle_ms=1_000))
     assert loop.spawner.next_deadline() is None
     perform(loop, order := python(home, "only", "tasks:add", a=1))
-    assert loop.spawner.next_deadline() == 0
+    assert loop.spawner.next_deadline() is not None
     loop.spawner.housekeep(50_000)
     assert loop.spawner.next_deadline() == 51_000
     loop.spawner.housekeep(50_999)
@@ -436,4 +436,4 @@ def test_the_working_folder_of_another_task_is_not_on_the_path(home: Path, loop:
                   PythonTask("tasks:add", {"a": 1}, str(elsewhere), (str(home),)), {"PATH": PATH})  # fmt: skip
     perform(loop, python(home, "here", "tasks:add", a=1))
     assert [end.code for end in perform(loop, lost, found)] == [1, 0]
-    until_file(Path(lost.folder, "status"))
+    assert read_status(lost.folder) == Status(1, None)

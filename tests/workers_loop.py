@@ -18,11 +18,13 @@ ROOT = Path(__file__).parent.parent
 
 
 class Loop:
-    def __init__(self, bounds: Bounds | None = None, engine: str = "daemon.inference.engine") -> None:
+    def __init__(
+        self, bounds: Bounds | None = None, engine: str = "daemon.inference.engine", python: str = sys.executable
+    ) -> None:
         self.selector = selectors.DefaultSelector()
         self.reports: list[Report] = []
         self._children = _children()
-        self.spawner = PosixSpawner(self._watch, self._unwatch, bounds=bounds, engine=engine)
+        self.spawner = PosixSpawner(self._watch, self._unwatch, bounds=bounds, engine=engine, python=python)
 
     def _watch(self, descriptor: int, callback: Callable[[], None]) -> None:
         self.selector.register(descriptor, selectors.EVENT_READ, callback)
@@ -88,7 +90,9 @@ def python(home: Path, run: str, call: str, limits: Mapping[str, int] | None = N
 
 
 def text(order: Order, name: str) -> str:
-    return (Path(order.folder) / name).read_text()
+    """What the attempt wrote there; what was never written to may be gone."""
+    path = Path(order.folder) / name
+    return path.read_text() if path.exists() else ""
 
 
 def lives(pid: int) -> bool:

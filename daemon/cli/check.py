@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ def needed(around: Surroundings, job: Job) -> list[tuple[str, str]]:
         if any(reference.step for reference in references(part)):
             continue  # What it will be told is known when the steps before it have ended.
         try:
-            task, env = task_to_check(around, Graph(), job.name, 1, {**spec, **part}, "")
+            # Of a job that files start: one that is sure to be there stands for those to come.
+            file = os.devnull if "on" in spec["schedule"] else ""
+            task, env = task_to_check(around, Graph(), job.name, 1, {**spec, **part}, "", file)
             problem = preflight(task, env)
         except Unfillable as error:
             problem = str(error)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
+import shutil
 import socket
 import stat
 import sys
@@ -22,14 +25,18 @@ from daemon.cli import show
 from daemon.cli.call import Call
 from daemon.cli.check import needed
 from daemon.cli.exits import Exit
+from daemon.cli.failure import failure_of
 from daemon.control import CallFailed
 from daemon.home import Home, HomeError, Settings
 from daemon.serve import PolicyFile, surroundings
 from daemon.system import OsDisk, SystemClock
 from daemon.version import tzdb_version, version
+from ledger.errors import Corrupt
+from ledger.instant import ms_of
 from ledger.ledger import NOT_LOCAL
 from policies.fault import BadValue
 from policies.zone import zone_named
+from state.projector import Impossible, Unknown
 
 Json = Any
 
@@ -37,6 +44,13 @@ ROOMS = ("daemon", "ledger", "policies", "simulations", "state")
 _SYNC_SLOW_MS = 50.0
 _SYNCS = 5
 _ROOM_WARN_BYTES, _ROOM_FAIL_BYTES = 1 << 30, 64 << 20
+_SKEW_S = 2.0
+_MOVED_MS = 1000
+_RUNS_WARN_BYTES = 10 << 30
+_QUARANTINE_OLD_S = 30 * 86_400
+_TIMEX_BYTES = 512  # more than any system's struct timex has
+_CLOCK_UNSYNCHRONISED = 5
+_ZONES_OLD = "some country has changed its rules since: update this system's tzdata"
 _WATCHES_FEW, _INSTANCES_FEW = 8192, 64
 _INFERENCE = ("torch", "transformers", "safetensors", "tokenizers")
 
@@ -50,18 +64,22 @@ class Row(NamedTuple):
 
 
 def doctor(call: Call) -> int:
-    rows = [*_installation(), *_machine(), *_home(call), *_service(call.home)]
-    failed = any(row.grade == "fail" for row in rows)
+    found = rows(call)
+    failed = any(row.grade == "fail" for row in found)
     if call.json:
-        show.json({"ok": not failed, "rows": [row._asdict() for row in rows]})
+        show.json({"ok": not failed, "rows": [row._asdict() for row in found]})
     else:
-        show.table(("CHECK", "", "FOUND"), [(row.what, row.grade, row.found) for row in rows])
-        advised = [row for row in rows if row.advice]
+        show.table(("CHECK", "", "FOUND"), [(row.what, row.grade, row.found) for row in found])
+        advised = [row for row in found if row.advice]
         if advised:
             print()
         for row in advised:
             print(f"{row.what}: {row.advice}")
     return Exit.NO if failed else Exit.FINE
+
+
+def rows(call: Call) -> list[Row]:
+    return [*_installation(), *_machine(), *_home(call), *_service(call.home)]
 
 
 def _installation() -> Iterator[Row]:
@@ -105,13 +123,50 @@ def _machine() -> Iterator[Row]:
         yield Row(
             "date", "fail", time.strftime("%Y-%m-%d"), "the clock is years behind: set it, or start a time service"
         )
-    zone = Settings().timezone
-    yield Row("time zone", "ok", f"{zone}, database {tzdb_version()}")
+    yield _time_service()
+    yield _zone_database()
     for name, least in (("max_user_watches", _WATCHES_FEW), ("max_user_instances", _INSTANCES_FEW)):
         with suppress(OSError, ValueError):
             limit = int(Path(f"/proc/sys/fs/inotify/{name}").read_text())
             few = f"little: raise it with `sysctl fs.inotify.{name}={least * 16}`" if limit < least else ""
             yield Row(f"inotify {name}", "warn" if few else "ok", str(limit), few)
+
+
+def _time_service() -> Row:
+    """Whether the kernel's clock is kept right by somebody."""
+    try:
+        adjtimex = ctypes.CDLL(None).adjtimex
+    except (OSError, AttributeError):
+        return Row("time service", "ok", "this system does not tell")
+    state = adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))  # all zero: look and change nothing
+    if state == _CLOCK_UNSYNCHRONISED:
+        advice = "slots fire by this clock: start a time service, such as systemd-timesyncd or chrony"
+        return Row("time service", "warn", "the kernel says that nobody keeps this clock", advice)
+    return Row("time service", "ok" if state >= 0 else "warn", "keeps the clock" if state >= 0 else "cannot be asked")
+
+
+def _zone_database() -> Row:
+    """A country may change its rules a few times a year; a database of years ago is wrong about some."""
+    release, packaged = tzdb_version(), _tzdata_release()
+    found = f"{Settings().timezone}, database {release}"
+    year = re.match(r"20\d\d", release)
+    now_year = time.gmtime().tm_year
+    if year and packaged > release:
+        # `zoneinfo` reads the system's first. An empty search path is how it is told to read the package's.
+        advice = f"update this system's tzdata, or set PYTHONTZPATH= for the daemon: the package here is {packaged}"
+        return Row("time zone", "warn", f"{found}, older than {packaged}", advice)
+    if year and int(year[0]) < now_year - 1:
+        return Row("time zone", "warn", f"{found}, {now_year - int(year[0])} years old", _ZONES_OLD)
+    return Row("time zone", "ok", found)
+
+
+def _tzdata_release() -> str:
+    """The release in the Python package tzdata, as the database names it: 2025.2 is 2025b."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        year, _, number = importlib.metadata.version("tzdata").partition(".")
+        if number.isdigit():
+            return f"{year}{chr(ord('a') + int(number) - 1)}"
+    return ""
 
 
 def _home(call: Call) -> Iterator[Row]:
@@ -136,6 +191,9 @@ def _home(call: Call) -> Iterator[Row]:
         "room", grade, f"{show.size(free)} free", "" if grade == "ok" else "free some space: a full disk stops the plan"
     )
     yield from _try_disk(home)
+    yield from _ledger(call)
+    yield from _left_behind(home)
+    yield from _secrets(home)
     try:
         settings = home.settings()
         zone_named(settings.timezone)
@@ -164,10 +222,98 @@ def _try_disk(home: Home) -> Iterator[Row]:
                 yield Row(
                     "lock", "fail", "flock lets two in", "two daemons could write one ledger: choose another disk"
                 )
+            yield _file_time(first.fileno())
             taken_ms = sorted(_timed_ms(lambda: _write_and_sync(first.fileno())) for _ in range(_SYNCS))
         median = taken_ms[len(taken_ms) // 2]
         slow = "every decision waits for it: a faster disk starts runs sooner" if median > _SYNC_SLOW_MS else ""
         yield Row("sync", "warn" if slow else "ok", f"{median:.2f} ms in the middle of {_SYNCS}", slow)
+
+
+def _file_time(descriptor: int) -> Row:
+    """The disk's clock is another machine's where the disk is."""
+    before_s = time.time()
+    os.write(descriptor, b"x")
+    skew_s = os.fstat(descriptor).st_mtime - before_s
+    if abs(skew_s) > _SKEW_S:
+        advice = "files are stamped by another clock: keep both clocks right, or choose a local disk"
+        return Row("file times", "warn", f"{skew_s:+.1f} s from this machine's clock", advice)
+    return Row("file times", "ok", "by this machine's clock")
+
+
+def _ledger(call: Call) -> Iterator[Row]:
+    """What the ledger says, and how the wall clock has moved since its last record."""
+    try:
+        reading = call.reading
+        graph, last = reading.graph, reading.head
+    except (Corrupt, Unknown, Impossible) as error:
+        failure = failure_of(error)
+        assert failure is not None
+        yield Row("ledger", "fail", failure.what, "; ".join(word for word in (failure.where, failure.do) if word))
+        return
+    found = f"{last.seq} records, {show.size(reading.ledger_bytes())}"
+    yield Row("ledger", "ok", found + (f", recovered {graph.here.recoveries} times" if graph.here.recoveries else ""))
+    clock = SystemClock()
+    record = next(iter(reading.records(after=last.seq - 1, until=last.seq)), None) if last.seq else None
+    if record is None or graph.here.boot_id != clock.boot_id:
+        return
+    now = clock.now()
+    moved_ms = (now.wall_ms - ms_of(record.ts)) - (now.boot_ms - record.mt // 1_000_000)
+    if abs(moved_ms) > _MOVED_MS:
+        advice = "a daemon that runs takes it as a jump and decides about the slots in between; see docs/operating.md"
+        text = f"moved {show.span(moved_ms)} against CLOCK_BOOTTIME since record {record.seq}"
+        yield Row("wall clock", "warn", text, advice)
+    else:
+        yield Row("wall clock", "ok", f"in step with CLOCK_BOOTTIME since record {record.seq}")
+
+
+def _left_behind(home: Home) -> Iterator[Row]:
+    """Requests that nobody took, output that nobody wants any more, bytes that were cut out of the ledger."""
+    waiting = [path for path in home.inbox.glob("*.json") if not path.name.startswith(".")]
+    rejected = list((home.inbox / "rejected").glob("*.json"))
+    if rejected:
+        advice = f"each has its reason beside it in {home.inbox / 'rejected'}; remove what you have read"
+        yield Row("inbox", "warn", f"{show.count(len(rejected), 'request')} rejected", advice)
+    elif waiting:
+        yield Row("inbox", "ok", f"{show.count(len(waiting), 'request')} for the next daemon")
+    else:
+        yield Row("inbox", "ok", "empty")
+    files, size = _weight(home.runs)
+    disk = shutil.disk_usage(home.path)
+    much = size > max(_RUNS_WARN_BYTES, disk.total // 10)
+    advice = "say `keep: {runs: N, days: N}` in the jobs that print most (`du -sh runs/* | sort -h`)" if much else ""
+    yield Row("runs", "warn" if much else "ok", f"{show.size(size)} in {show.count(files, 'file')}", advice)
+    quarantine = home.ledger / "quarantine"
+    cut = sorted(path.stat().st_mtime for path in quarantine.rglob("*") if path.is_file())
+    if cut:
+        files, size = _weight(quarantine)
+        age = show.span(int((time.time() - cut[0]) * 1000))
+        text = f"{show.count(files, 'file')}, {show.size(size)}, the oldest {age} old"
+        advice = f"bytes that a crash tore; `ledger.recovered` tells of each. Look at them, then remove: {quarantine}"
+        yield Row("quarantine", "warn" if time.time() - cut[0] > _QUARANTINE_OLD_S else "ok", text, advice)
+
+
+def _weight(folder: Path) -> tuple[int, int]:
+    """How many files, and their bytes on the disk. What vanishes meanwhile does not count."""
+    files = size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                size += os.lstat(os.path.join(place, name)).st_blocks * 512
+                files += 1
+    return files, size
+
+
+def _secrets(home: Home) -> Iterator[Row]:
+    folder = home.secrets
+    if not folder.is_dir():
+        return
+    paths = [folder, *sorted(path for path in folder.iterdir() if path.is_file())]
+    open_to_others = [path for path in paths if stat.S_IMODE(path.stat().st_mode) & 0o077]
+    if open_to_others:
+        names = ", ".join(path.name for path in open_to_others)
+        yield Row("secrets", "fail", f"others may read {names}", f"chmod 700 '{folder}' && chmod 600 '{folder}'/*")
+    else:
+        yield Row("secrets", "ok", f"{show.count(len(paths) - 1, 'secret')}, for nobody else to read")
 
 
 def _write_and_sync(descriptor: int) -> None:
@@ -211,12 +357,21 @@ def _jobs(home: Home, settings: Settings) -> Iterator[Row]:
 def _socket(call: Call) -> Row:
     home = call.home
     try:
+        mode = home.socket.lstat().st_mode
+    except FileNotFoundError:
+        mode = None
+    if mode is not None and not stat.S_ISSOCK(mode):
+        return Row("daemon", "fail", f"{home.socket} is no socket", "it is in the daemon's way: move it away")
+    if mode is not None and stat.S_IMODE(mode) & 0o177:
+        advice = f"close it: chmod 600 '{home.socket}'"
+        return Row("daemon", "fail", f"others may command it by its socket (mode {stat.S_IMODE(mode):04o})", advice)
+    try:
         pulse = call.pulse()
     except CallFailed as error:
         return Row("daemon", "fail", error.message, error.advice or "see `hermesd status`")
     if pulse is not None:
         return Row("daemon", "ok", f"up, pid {pulse['pid']}")
-    if home.socket.exists():
+    if mode is not None:
         return Row(
             "daemon", "warn", "down; it left its socket behind", "it was killed: the next `hermesd run` tidies up"
         )
@@ -227,9 +382,23 @@ def _service(home: Home) -> Iterator[Row]:
     found = service.status()
     if not found.installed:
         yield Row("service", "ok", "not installed")
-    elif found.home != home.path:
+        return
+    if found.home != home.path:
         yield Row("service", "warn", f"{found.path} is for {found.home}", f"this home is {home.path}")
+        return
+    again = "write it anew: `hermesd service install`"
+    program = service.program_in(found.system, found.path)
+    if program is None or not os.access(program, os.X_OK):
+        what = f"{program} is not there any more" if program else f"{found.path} names no program"
+        yield Row("service", "fail", what, again)
     elif found.active not in ("active", "running", "unknown"):
         yield Row("service", "warn", f"{found.active} ({found.path})", f"see `journalctl --user -u {service.UNIT}`")
     else:
         yield Row("service", "ok", f"{found.active} ({found.path}) {found.note}".strip())
+    if found.system != "systemd":
+        return
+    if service.outdated(home.path, found.path):
+        yield Row("service file", "warn", "is not what this version writes", again)
+    if not service.lingers():
+        advice = "it ends when you log out and starts when you log in; to keep it: `loginctl enable-linger`"
+        yield Row("lingering", "warn", "off", advice)

@@ -6,6 +6,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,13 +17,14 @@ from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
 from daemon.cli.instant import instant_ms
-from daemon.reading import RawLines
+from daemon.reading import RawLines, Reading
 from daemon.system import SystemClock
+from ledger.index import Found, Wanted
 from ledger.instant import ms_of
 from ledger.reader import Tail
 from ledger.record import Record
-from ledger.segment import OPEN
 from state.events import VOCABULARY
+from state.upcast import current
 
 Json = Any
 
@@ -32,7 +34,7 @@ _POLL_S = 0.1
 
 
 def events(
-    call: Call, *, follow: bool, types: Sequence[str], subject: str, since: str, until: str, grep: str,
+    call: Call, *, follow: bool, types: Sequence[str], subject: str, since: str, until: str, seq: str, grep: str,
     limit: int | None, form: str,
 ) -> None:  # fmt: skip
     form = form or ("jsonl" if call.json else "table")
@@ -41,47 +43,61 @@ def events(
     for glob in types:
         if not any(fnmatchcase(name, glob) for name in VOCABULARY) and not glob.startswith("x-"):
             raise Failure(Exit.BAD_INPUT, f"no event type is like {glob!r}", do=f"they are: {', '.join(VOCABULARY)}")
+    if seq and not re.fullmatch(r"\d+(-(\d+)?)?", seq):
+        raise Failure(Exit.BAD_INPUT, f"{seq!r} is no record", do="write 12, 12-40, or 12- for all from there on")
+    first_seq, _, last_seq = (seq or "1-").partition("-")
     reading = call.reading
     now_ms = SystemClock().now().wall_ms
     first_ms = instant_ms(since, now_ms, call.zone, ago=True) if since else None
     last_ms = instant_ms(until, now_ms, call.zone, ago=True) if until else None
     pattern = _pattern(grep)
     raw = RawLines(reading.disk)
-    printed = _Printer(form, call.zone)
+    printed = _Printer(form, call.zone, reading)
+    needs_line = form == "jsonl" or pattern is not None
 
-    def chosen(records: Iterable[Record]) -> Iterator[tuple[Record, bytes]]:
-        for record in records:
-            if record.type == OPEN:
-                printed.ledger_id = record.data["ledger"]
-            if types and not any(fnmatchcase(record.type, glob) for glob in types):
+    def of_type(name: str) -> bool:
+        return any(fnmatchcase(name, glob) for glob in types)
+
+    def of_subject(name: str) -> bool:
+        return fnmatchcase(name, subject)
+
+    wanted = Wanted(
+        after=int(first_seq) - 1,
+        until=(int(last_seq) if last_seq else None) if "-" in (seq or "1-") else int(first_seq),
+        since_ms=first_ms,
+        until_ms=last_ms,
+        type=of_type if types else None,
+        subject=of_subject if subject else None,
+    )
+
+    def chosen(found: Iterable[Found]) -> Iterator[Found]:
+        for record, line in found:
+            if types and not of_type(record.type):
                 continue
-            if subject and not fnmatchcase(record.subject, subject):
+            if subject and not of_subject(record.subject):
                 continue
             if first_ms is not None or last_ms is not None:
                 at_ms = ms_of(record.ts)
                 if (first_ms is not None and at_ms < first_ms) or (last_ms is not None and at_ms > last_ms):
                     continue
-            line = raw.of(record)
+            line = line or (raw.of(record) if needs_line else b"")
             if pattern is None or pattern.search(line.decode()):
-                yield record, line
-
-    last = 0
-
-    def noted(records: Iterable[Record]) -> Iterator[Record]:
-        nonlocal last
-        for record in records:
-            last = record.seq
-            yield record
+                yield Found(record, line)
 
     if limit is None and follow:
         limit = _FOLLOWED_BY
-    past: Iterable[tuple[Record, bytes]] = chosen(noted(reading.records()))
+    last = reading.last_seq() if limit is not None else 0
+    if follow:  # What comes while the past is printed is found behind the head of before.
+        wanted = replace(wanted, until=min(last, wanted.until or last))
+    if limit is not None and not (types or subject or since or until or seq or grep):
+        wanted = replace(wanted, after=max(0, last - limit))
+    past: Iterable[Found] = chosen(reading.search(wanted))
     for record, line in past if limit is None else deque(past, maxlen=limit):
         printed(record, line)
     if follow:
         tail = Tail(reading.disk, after=last)
         while True:
-            for record, line in chosen(tail.poll()):
+            for record, line in chosen(Found(current(record), b"") for record in tail.poll()):
                 printed(record, line)
             time.sleep(_POLL_S)
 
@@ -94,15 +110,14 @@ def _pattern(grep: str) -> re.Pattern[str] | None:
 
 
 class _Printer:
-    def __init__(self, form: str, zone: str) -> None:
-        self._form, self._zone = form, zone
-        self.ledger_id = ""
+    def __init__(self, form: str, zone: str, reading: Reading) -> None:
+        self._form, self._zone, self._reading = form, zone, reading
 
     def __call__(self, record: Record, line: bytes) -> None:
         if self._form == "jsonl":
             show.raw(line)
         elif self._form == "cloudevents":
-            show.raw(orjson.dumps(cloud_event(record, self.ledger_id)) + b"\n")
+            show.raw(orjson.dumps(cloud_event(record, self._reading.ledger_id)) + b"\n")
         else:
             place = f"{record.seq:>6}  {show.moment(record.ts, self._zone)}"
             print(f"{place}  {record.type:<16}  {record.subject:<34}  {summary(record)}".rstrip(), flush=True)
@@ -151,9 +166,18 @@ def _finished(data: Json) -> str:
     return f"{data['outcome'].replace('_', ' ')}: {data['reason']}{used}"
 
 
+def _findings(data: Json) -> str:
+    if data["ok"]:
+        return "all agrees"
+    first = data["findings"][0]
+    return f"{data['findings_in_all']} differ, first {first['where']}: {first['what']}"
+
+
 _SUMMARIES: dict[str, Callable[[Json], str]] = {
     "segment.open": lambda data: f"epoch {data['epoch']} by pid {data['pid']} on {data['host']}",
     "ledger.recovered": lambda data: f"{len(data['cuts'])} cut, kept in quarantine/; last good {data['last_seq']}",
+    "ledger.cut": lambda data: f"behind {data['last_seq']} by {data['actor']} {data['reason']}",
+    "ledger.restored": lambda data: f"{', '.join(file['file'] for file in data['files'])} by {data['actor']}",
     "daemon.started": lambda data: f"hermesd {data['version']}, pid {data['pid']}, zone {data['zone']}",
     "daemon.stopped": lambda data: data["reason"],
     "clock.jumped": lambda data: f"by {show.span(data['jump_ms'])} to {data['wall']}",
@@ -176,5 +200,20 @@ _SUMMARIES: dict[str, Callable[[Json], str]] = {
     "start.requested": lambda data: f"{data['run']} by {data['actor']} {data['reason']}",
     "cancel.requested": lambda data: f"by {data['actor']} {data['reason']}",
     "artifact.stored": lambda data: f"{data['name']}, {show.size(data['bytes'])}, {data['digest'][:12]}",
+    "job.cleared": lambda data: f"{data['source']} has no problem any more",
+    "job.paused": lambda data: f"by {data['actor']} {data['reason']}",
+    "job.resumed": lambda data: f"by {data['actor']} {data['reason']}",
+    "daemon.paused": lambda data: f"{'drains, ' if data['drain'] else ''}by {data['actor']} {data['reason']}",
+    "daemon.resumed": lambda data: f"by {data['actor']} {data['reason']}",
+    "backfill.requested": lambda data: f"{show.count(len(data['slots']), 'slot')} by {data['actor']} {data['reason']}",
+    "backfill.cancelled": lambda data: f"by {data['actor']} {data['reason']}",
+    "files.arrived": lambda data: ", ".join(show.path(file["path"]) for file in data["files"][:3]),
+    "files.gone": lambda data: ", ".join(map(show.path, data["paths"][:3])),
+    "files.hidden": lambda data: data["problem"],
+    "runs.forgotten": lambda data: show.count(len(data["runs"]), "run"),
+    "artifact.redacted": lambda data: (
+        f"{show.count(len(data['digests']), 'artifact')} by {data['actor']}: {data['reason']}"
+    ),
+    "audit.finished": lambda data: f"up to {data['seq']}: {_findings(data)}",
     "note.added": lambda data: f"{data['actor']}: {data['text']}",
 }

@@ -34,6 +34,8 @@ _CODES = {
     "unknown-job": Exit.UNKNOWN,
     "unknown-run": Exit.UNKNOWN,
     "over": Exit.NO,
+    "not-over": Exit.NO,
+    "step": Exit.BAD_INPUT,
     "empty": Exit.BAD_INPUT,
     "unknown-verb": Exit.BAD_INPUT,
     "bad-request": Exit.BAD_INPUT,

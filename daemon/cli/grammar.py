@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from daemon.cli.call import Call
-from daemon.cli.exits import TABLE
+from daemon.cli.exits import TABLE, Exit
 from daemon.cli.verb import group, root, verb
 
 Limit = Annotated[int, typer.Option("-n", "--limit", min=1, metavar="N", help="At most so many.")]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is recorded.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run, enough of its beginning, or a job for its latest.")]
 Key = Annotated[str, typer.Argument(metavar="KEY", help="A lease key, such as repo:core-lib.")]
+Bundle = Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="A file by `bundle`, instead of a home.")]
 Ttl = Annotated[str, typer.Option("--ttl", metavar="DURATION", help="How long it holds unless renewed.")]
 
 app = root(
@@ -24,7 +25,9 @@ app = root(
 )
 jobs = group(app, "jobs", "What is to be run, and when.")
 runs = group(app, "runs", "What ran, runs and waits.")
+notices = group(app, "notices", "What somebody is still to be told.")
 lease = group(app, "lease", "Keys that keep Hermes and everything beside it out of each other's way.")
+ledger = group(app, "ledger", "The ledger's files: compressed, proven, repaired.")
 service = group(app, "service", "The daemon as a service of this user (systemd or launchd).")
 
 
@@ -80,6 +83,21 @@ def status(call: Call) -> int:
     return status.status(call)
 
 
+@verb(app, "watch")
+def watch(
+    call: Call,
+    fresh: Annotated[
+        list[str] | None, typer.Option("--fresh", metavar="JOB=AGE", help="As backup=26h; beside what jobs state.")
+    ] = None,
+    late: Annotated[str, typer.Option("--late", metavar="DURATION", help="A loop silent for longer hangs.")] = "2m",
+) -> int:
+    """A dead-man's check from files alone, for cron. Silent and 0 if all is well; 4: no daemon lives, or its loop is
+    late; 1: a job has had no success for too long, a run is lost or stuck, the ledger is damaged."""
+    from daemon.cli import watch
+
+    return watch.watch(call, fresh=fresh or [], late=late)
+
+
 @verb(app, "next")
 def next_(
     call: Call,
@@ -97,12 +115,24 @@ def next_(
 @verb(app, "why")
 def why(
     call: Call,
-    what: Annotated[str, typer.Argument(metavar="RUN|SLOT|JOB", help="A name, or enough of its beginning.")],
+    what: Annotated[str, typer.Argument(metavar="RUN|SLOT|JOB|JOB@TIME", help="A name, or backup@2026-03-29T02:30.")],
 ) -> None:
     """Why it was decided so: the rule, what was seen, the hash, and what came of it."""
     from daemon.cli import why
 
     why.why(call, what)
+
+
+@verb(app, "diff")
+def diff(
+    call: Call,
+    first: Annotated[str, typer.Argument(metavar="DECISION", help="A record, tick:N, or the beginning of a hash.")],
+    second: Annotated[str, typer.Argument(metavar="DECISION")],
+) -> None:
+    """What made two decisions differ: the inputs, the values in them, the answers."""
+    from daemon.cli import diff
+
+    diff.diff(call, first, second)
 
 
 @verb(app, "plan")
@@ -118,12 +148,13 @@ def start(
     call: Call,
     job: Annotated[str, typer.Argument(metavar="JOB")],
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; 0 only if it succeeded.")] = False,
+    file: Annotated[Path | None, typer.Option("--file", metavar="PATH", help="For a job that files start.")] = None,
     reason: Reason = "",
 ) -> int:
     """Start a job now. With the daemon down, the next one does."""
     from daemon.cli import runs
 
-    return runs.start(call, job, wait=wait, reason=reason)
+    return runs.start(call, job, wait=wait, reason=reason, file=file)
 
 
 @verb(app, "cancel")
@@ -132,6 +163,74 @@ def cancel(call: Call, run: RunName, reason: Reason = "") -> None:
     from daemon.cli import runs
 
     runs.cancel(call, run, reason=reason)
+
+
+@verb(app, "retry")
+def retry(call: Call, run: RunName, reason: Reason = "") -> None:
+    """Have a run that is over done again."""
+    from daemon.cli import runs
+
+    runs.retry(call, run, reason=reason)
+
+
+@verb(app, "pause")
+def pause(
+    call: Call,
+    job: Annotated[str, typer.Argument(metavar="[JOB]", help="Without: everything.")] = "",
+    reason: Reason = "",
+) -> None:
+    """Start no more of a job, or of anything. A paused job's slots are skipped; with everything paused they are missed,
+    and decided on resuming."""
+    from daemon.cli import pause
+
+    pause.pause(call, job, reason=reason)
+
+
+@verb(app, "resume")
+def resume(
+    call: Call,
+    job: Annotated[str, typer.Argument(metavar="[JOB]", help="Without: everything.")] = "",
+    reason: Reason = "",
+) -> None:
+    """Let a paused job, or everything, go on."""
+    from daemon.cli import pause
+
+    pause.resume(call, job, reason=reason)
+
+
+@verb(app, "drain")
+def drain(
+    call: Call,
+    wait: Annotated[bool, typer.Option("--wait", help="Come back when nothing runs any more.")] = False,
+    reason: Reason = "",
+) -> int:
+    """Start nothing more, and let what runs end. `resume` takes it back."""
+    from daemon.cli import pause
+
+    return pause.drain(call, wait=wait, reason=reason)
+
+
+@verb(app, "backfill")
+def backfill(
+    call: Call,
+    job: Annotated[str, typer.Argument(metavar="JOB")],
+    start: Annotated[str, typer.Option("--from", metavar="TIME", help="The first slot may be at this instant.")],
+    end: Annotated[str, typer.Option("--to", metavar="TIME", help="Slots lie before this instant.")] = "now",
+    current_spec: Annotated[
+        bool, typer.Option("--current-spec", help="The job as it is today, not as it was at each slot.")
+    ] = False,
+    overlap: Annotated[
+        str, typer.Option("--overlap", help="buffer_all: one after another; allow_all: side by side.")
+    ] = "buffer_all",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the slots, ask for nothing.")] = False,
+    reason: Reason = "",
+) -> None:
+    """Run slots of the past, each by the job as it was then. Look first, with --dry-run."""
+    from daemon.cli import pause
+
+    pause.backfill(
+        call, job, start=start, end=end, current_spec=current_spec, overlap=overlap, dry_run=dry_run, reason=reason
+    )
 
 
 @verb(app, "note")
@@ -152,6 +251,7 @@ def events(
     subject: Annotated[str, typer.Option("--subject", metavar="GLOB", help="As run/backup.* or job/backup.")] = "",
     since: Annotated[str, typer.Option("--since", metavar="TIME", help="From then on; 2h is two hours ago.")] = "",
     until: Annotated[str, typer.Option("--until", metavar="TIME", help="Up to then.")] = "",
+    seq: Annotated[str, typer.Option("--seq", metavar="SEQ", help="This record; 12-40, or 12- from there on.")] = "",
     grep: Annotated[str, typer.Option("--grep", metavar="REGEX", help="Lines that match.")] = "",
     limit: Annotated[
         int | None, typer.Option("-n", "--limit", min=0, help="The last so many [default: all; 10 with -f].")
@@ -162,8 +262,8 @@ def events(
     from daemon.cli import events
 
     events.events(
-        call, follow=follow, types=type or [], subject=subject, since=since, until=until, grep=grep, limit=limit,
-        form=format,
+        call, follow=follow, types=type or [], subject=subject, since=since, until=until, seq=seq, grep=grep,
+        limit=limit, form=format,
     )  # fmt: skip
 
 
@@ -171,38 +271,129 @@ def events(
 def state(
     call: Call,
     what: Annotated[
-        list[str] | None, typer.Argument(metavar="[VIEW | show VIEW | rebuild]", help="Without: the views there are.")
+        list[str] | None,
+        typer.Argument(metavar="[VIEW | show VIEW | diff SEQ SEQ | rebuild]", help="Without: the views there are."),
     ] = None,
-    at: Annotated[int | None, typer.Option("--at", min=0, metavar="SEQ", help="As of this record.")] = None,
+    at: Annotated[str, typer.Option("--at", metavar="SEQ|TIME", help="As of this record, or this instant.")] = "",
 ) -> int:
-    """The views in state/: listed, shown, shown as of a record, or rebuilt from the ledger."""
+    """The views in state/: listed, shown, shown as of a record or an instant, compared, or rebuilt from the ledger."""
     from daemon.cli import state
 
     return state.state(call, what or [], at)
 
 
+@verb(app, "audit")
+def audit(call: Call) -> int:
+    """Read everything again, now: every byte, and every view and snapshot against what the ledger gives."""
+    from daemon.cli import audit
+
+    return audit.audit(call)
+
+
+@verb(app, "redact")
+def redact(call: Call, run: RunName, reason: Reason = "") -> None:
+    """Delete what a run printed and kept; who and why is recorded, and the chain stays whole."""
+    from daemon.cli import redact
+
+    redact.redact(call, run, reason=reason)
+
+
 @verb(app, "verify")
 def verify(
     call: Call,
+    file: Bundle = None,
     artifacts: Annotated[bool, typer.Option("--artifacts", help="Also every artifact that an event names.")] = False,
 ) -> int:
     """Check every byte of the ledger against its hash chain."""
-    from daemon.cli import ledger
+    from daemon.cli import bundle, ledger
 
-    return ledger.verify(call, artifacts=artifacts)
+    with bundle.home_of(call, file) as looked_at:
+        return ledger.verify(looked_at, artifacts=artifacts)
+
+
+@verb(app, "simulate")
+def simulate(
+    call: Call,
+    days: Annotated[float, typer.Option("--days", min=0.01, max=3660, metavar="N", help="So many days ahead.")] = 7,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="S", help="Decides every chance; the same gives the same.")
+    ] = 1,
+    faults: Annotated[
+        str,
+        typer.Option("--faults", metavar="KIND,...", help="kill (the daemon), power (the machine), sleep (the host)."),
+    ] = "",
+    jobs: Annotated[Path | None, typer.Option("--jobs", metavar="DIR", help="These job files; needs no home.")] = None,
+    policy: Annotated[Path | None, typer.Option("--policy", metavar="FILE", help="Values over the defaults.")] = None,
+    start: Annotated[str, typer.Option("--from", metavar="TIME", help="From then on [default: now].")] = "",
+    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw it there.")] = None,
+) -> None:
+    """The days ahead: what will run when, wait, starve or be skipped. Durations are learned from the ledger."""
+    from simulations.cli import simulate
+
+    simulate.simulate(call, days=days, seed=seed, faults=faults, jobs=jobs, policy=policy, start=start, svg=svg)
+
+
+@verb(app, "whatif")
+def whatif(
+    call: Call,
+    policy: Annotated[Path | None, typer.Option("--policy", metavar="FILE", help="Values over the defaults.")] = None,
+    jobs: Annotated[Path | None, typer.Option("--jobs", metavar="DIR", help="These job files, from then on.")] = None,
+    since: Annotated[str, typer.Option("--since", metavar="TIME|SEQ", help="From then on; 7d is a week ago.")] = "7d",
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Decides what the record cannot.")] = 1,
+) -> None:
+    """The past decided again under another policy or other jobs: what would have run otherwise, and waited."""
+    from simulations.cli import whatif
+
+    whatif.whatif(call, policy=policy, jobs=jobs, since=since, seed=seed)
+
+
+@verb(app, "bisect")
+def bisect(
+    call: Call,
+    expression: Annotated[str, typer.Option("--assert", metavar="EXPR", help="As 'runs.failed < 3'; see below.")],
+    start: Annotated[int, typer.Option("--from", min=0, metavar="SEQ", help="Behind this record.")] = 0,
+    to: Annotated[
+        int | None, typer.Option("--to", min=1, metavar="SEQ", help="Up to this one [default: the last].")
+    ] = None,
+    monotone: Annotated[
+        bool, typer.Option("--monotone", help="It changes at most once, so that snapshots can be asked.")
+    ] = False,
+) -> int:
+    """The first event after which an expression over the graph stops, or starts, to hold.
+
+    \b
+    runs.failed, runs.running, runs.active ...      so many have ended so since the ledger began, or are so now
+    jobs.count, jobs.paused, jobs.failing           how many
+    jobs["backup"].failures_in_row                  also active, kept, last_outcome, last_success_at, revision, paused,
+                                                    removed, exists, failing_since, priority
+    run["NAME"].state                               also attempt, reason, rule, token, code, exists
+    leases.count, leases["repo:x"].holder           also token, foreign, held
+    here.tokens, here.tick, here.daemon             and whatever else the node of this machine has
+    policy.max_running, requests.count, notices.count, decisions.count, seq
+
+    \b
+    and or not  < <= == != >= >  in [..]  + - * / // %  ( )  numbers, "texts", True, False, None
+    What is not there is None, and None is neither smaller nor larger than anything.
+    """
+    from simulations.cli import bisect
+
+    return bisect.bisect(call, expression, start=start, to=to, monotone=monotone)
 
 
 @verb(app, "replay")
 def replay(
     call: Call,
+    file: Bundle = None,
     verify: Annotated[bool, typer.Option("--verify", help="Every plan must give its decision hash again.")] = False,
     to: Annotated[int | None, typer.Option("--to", min=0, metavar="SEQ", help="Up to this record.")] = None,
-    graph: Annotated[bool, typer.Option("--graph", help="Print the graph, as JSON.")] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="Print the graph.")] = False,
+    format: Annotated[str, typer.Option("--format", help="Of the graph: json, dot or mermaid.")] = "json",
 ) -> int:
     """Walk the ledger again from its first record."""
-    from daemon.cli import ledger
+    from daemon.cli import bundle, ledger
 
-    return ledger.replay(call, verify=verify, to=to, graph=graph)
+    with bundle.home_of(call, file) as looked_at:
+        return ledger.replay(looked_at, verify=verify, to=to, graph=graph, form=format)
 
 
 @verb(app, "doctor")
@@ -211,6 +402,25 @@ def doctor(call: Call) -> int:
     from daemon.cli import doctor
 
     return doctor.doctor(call)
+
+
+@verb(app, "bundle")
+def bundle(
+    call: Call,
+    out: Annotated[Path | None, typer.Argument(metavar="[OUT.tar.gz]", help="[default: named by the ledger]")] = None,
+    since: Annotated[
+        str, typer.Option("--since", metavar="TIME", help="Only the events from then on; cannot be replayed.")
+    ] = "",
+    outputs: Annotated[bool, typer.Option("--outputs", help="Also what runs printed and kept, as it is.")] = False,
+    as_is: Annotated[
+        bool, typer.Option("--with-ledger-as-is", help="Though something in it looks like a secret.")
+    ] = False,
+    without_ledger: Annotated[bool, typer.Option("--without-ledger", help="All but the ledger.")] = False,
+) -> None:
+    """An archive of this home to give away, secrets masked; `hermesd replay --verify OUT.tar.gz` reads it anywhere."""
+    from daemon.cli import bundle
+
+    bundle.bundle(call, out, since=since, outputs=outputs, as_is=as_is, without_ledger=without_ledger)
 
 
 @verb(jobs, "list")
@@ -281,6 +491,91 @@ def runs_logs(
     from daemon.cli import runs
 
     runs.logs(call, run, stderr=stderr, follow=follow, attempt=attempt)
+
+
+@verb(ledger, "prove")
+def ledger_prove(
+    call: Call,
+    seq: Annotated[int | None, typer.Argument(min=1, metavar="[SEQ]")] = None,
+    check: Annotated[Path | None, typer.Option("--check", metavar="FILE", help="Check a proof; needs no home.")] = None,
+    root: Annotated[str, typer.Option("--root", metavar="HASH", help="The manifest's root that it must rest on.")] = "",
+) -> int:
+    """Prove that a record is in the ledger, for who has but the manifest's root; or check such a proof."""
+    from daemon.cli import ledger
+    from daemon.cli.failure import Failure
+
+    if check is not None and seq is None:
+        return ledger.check_proof(call, check, root)
+    if seq is None or check is not None or root:
+        raise Failure(Exit.BAD_INPUT, "either SEQ, or --check FILE, which --root goes with")
+    return ledger.prove(call, seq)
+
+
+@verb(ledger, "archive")
+def ledger_archive(
+    call: Call,
+    keep: Annotated[int, typer.Option("--keep", min=0, metavar="N", help="Leave the newest N sealed ones.")] = 4,
+) -> int:
+    """Compress sealed segments; they stay readable. The daemon may run."""
+    from daemon.cli import ledger
+
+    return ledger.archive(call, keep)
+
+
+@verb(ledger, "cut")
+def ledger_cut(
+    call: Call,
+    at: Annotated[int, typer.Option("--at", min=1, metavar="SEQ", help="This record goes, and all behind it.")],
+    accept_loss: Annotated[bool, typer.Option("--accept-loss", help="Do it; without it, only say what goes.")] = False,
+    reason: Reason = "",
+) -> int:
+    """Give up the end of a damaged ledger. What is cut is kept in quarantine, and the cut is recorded."""
+    from daemon.cli import repair
+
+    return repair.cut(call, at, accept_loss=accept_loss, reason=reason)
+
+
+@verb(ledger, "takeover")
+def ledger_takeover(
+    call: Call,
+    after: Annotated[
+        str, typer.Option("--after", metavar="DURATION", help="It hangs if its loop was silent so long.")
+    ] = "5m",
+) -> int:
+    """Kill a daemon that hangs, so that another may start. One that does not is left alone."""
+    from daemon.cli import takeover
+    from policies.quantity import parse_duration
+
+    return takeover.takeover(call, parse_duration(after))
+
+
+@verb(ledger, "restore")
+def ledger_restore(
+    call: Call,
+    source: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="Of a backup: a segment, a ledger, or a home.")],
+) -> int:
+    """Put missing or damaged files of the ledger back, if the backup's are what was sealed. It is recorded."""
+    from daemon.cli import repair
+
+    return repair.restore(call, source)
+
+
+@verb(notices, "list")
+def notices_list(call: Call) -> None:
+    """Notices that have not been delivered, and why."""
+    from daemon.cli import notices
+
+    notices.listing(call)
+
+
+@verb(notices, "retry")
+def notices_retry(
+    call: Call, notice: Annotated[str, typer.Argument(metavar="NOTICE", help="As listed.")], reason: Reason = ""
+) -> None:
+    """Try to deliver one that was given up."""
+    from daemon.cli import notices
+
+    notices.retry(call, notice, reason=reason)
 
 
 @verb(lease, "list")

@@ -79,6 +79,9 @@ def _row(reading: Reading, name: str, job: Job, now_ms: int) -> Json:
         notes.append("changed: no daemon has seen the change yet")
     if node is not None and node.failures_in_row:
         notes.append(f"failed {node.failures_in_row} times in a row")
+    if (files := reading.graph.arrivals.get(name)) is not None:
+        notes += [f"{show.count(len(files.pending), 'file')} waiting"] if files.pending else []
+        notes += [files.problem] if files.problem else []
     return {
         "job": name,
         "kind": job.kind,
@@ -109,6 +112,8 @@ def schedule_text(schedule: Mapping[str, Json]) -> str:
         return f"at {schedule['at']} {schedule['timezone']}"
     if "after" in schedule:
         return f"after {schedule['when']} of {', '.join(schedule['after'])}"
+    if "on" in schedule:
+        return f"on {schedule['on']['path']}"
     return "manual"
 
 
@@ -184,12 +189,14 @@ def upcoming_slots(call: Call, name: str, *, limit: int, start: str, file: Path 
         rows += [(ms_of(row["utc"]), found, row) for row in upcoming(job, from_ms, limit, settings.timezone)]
     rows = sorted(rows, key=lambda row: row[:2])[:limit]
     several = len(chosen) > 1
+    paused = {} if file is not None else {job.name: job.paused for job in call.reading.graph.jobs.values()}
     if call.json:
         show.json(
             [
                 ({"job": found} if several else {})
                 | {"slot": row["slot"], "at": row["at"], "utc": row["utc"]}
-                | ({"note": row["note"]} if row["note"] else {})
+                | ({"starts": row["starts"]} if "starts" in row else {})
+                | ({"note": note} if (note := _slot_note(row, paused.get(found))) else {})
                 for _, found, row in rows
             ]
         )
@@ -197,10 +204,26 @@ def upcoming_slots(call: Call, name: str, *, limit: int, start: str, file: Path 
         show.table(
             ("JOB", "AT", "UTC", "IN", "SLOT", "NOTE"),
             [
-                (found, row["at"], text_of(at_ms), show.span(at_ms - now_ms), row["slot"], row["note"])
+                (found, row["at"], text_of(at_ms), show.span(at_ms - now_ms), row["slot"], "; ".join(notes))
                 for at_ms, found, row in rows
+                for notes in [[note for note in (_jitter_note(row), _slot_note(row, paused.get(found))) if note]]
             ],
         )
+    elif name and name in chosen and "on" in chosen[name].canonical()["schedule"]:
+        print(f"{name} starts whenever a file arrives: {chosen[name].canonical()['schedule']['on']['path']}")
     else:
         why = "is due by the clock" if chosen else "is enabled" if jobs else "is there"
         print(f"Nothing is coming: no job {why}.")
+
+
+def _slot_note(row: Mapping[str, str], paused: Mapping[str, str] | None) -> str:
+    notes = [row["note"]] if row["note"] else []
+    if paused:
+        notes.append(f"paused by {paused['actor']}: skipped unless the job is resumed")
+    return "; ".join(notes)
+
+
+def _jitter_note(row: Mapping[str, str]) -> str:
+    return (
+        f"starts {show.span(ms_of(row['starts']) - ms_of(row['utc']))} after, by its jitter" if "starts" in row else ""
+    )

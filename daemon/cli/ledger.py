@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+import orjson
 
 from daemon.cli import show
 from daemon.cli.call import Call
 from daemon.cli.exits import Exit
+from daemon.cli.failure import Failure
+from daemon.cli.graph import FORMATS, drawing, snapshot_json
 from daemon.reading import Reading
+from daemon.system import OsDisk
 from daemon.version import code_digest
+from ledger import proof
+from ledger.archive import archive as packed
 from ledger.artifacts import Artifacts
 from ledger.chain import Head
 from ledger.errors import Corrupt, Missing
+from ledger.record import Unsound
 from ledger.verify import Damage
 from ledger.verify import verify as verified
 from policies.question import GROUPS
 from policies.replay import Past, Verdict, decide_again
-from state.graph import Graph, snapshot
+from state.graph import Graph
 
 Json = Any
 
@@ -60,7 +69,7 @@ def _print_damages(call: Call, told: dict[str, Json], damages: list[Damage]) -> 
         print(f"damaged: {damage.file} at byte {damage.offset}: {damage.reason}")
     if not damages:
         return Exit.FINE
-    print("Keep a copy of the home first; then put what is damaged back from a backup that holds it whole.")
+    print("Keep a copy of the home first; then put back what a backup holds: `hermesd ledger restore BACKUP`.")
     return Exit.NO
 
 
@@ -78,6 +87,8 @@ def _artifact_damages(reading: Reading) -> Iterator[Damage | None]:
             try:
                 store.get(digest)
             except Missing:
+                if reading.graph.redacted(digest) is not None:
+                    continue
                 yield Damage(f"artifacts/{digest[:2]}/{digest}", 0, f"is missing; record {record.seq} names it")
             except Corrupt as corrupt:
                 yield Damage(corrupt.file, corrupt.offset, f"{corrupt.reason}; record {record.seq} names it")
@@ -87,7 +98,50 @@ def _artifact_damages(reading: Reading) -> Iterator[Damage | None]:
         return
 
 
-def replay(call: Call, *, verify: bool, to: int | None, graph: bool) -> int:
+def archive(call: Call, keep: int) -> int:
+    call.home.check(write=True)
+    archived = packed(OsDisk(call.home.path), keep=keep)
+    before, after = sum(one.bytes for one in archived), sum(one.packed_bytes for one in archived)
+    if call.json:
+        show.json({"archived": [one._asdict() for one in archived], "bytes": before, "packed_bytes": after})
+    elif archived:
+        print(f"{show.count(len(archived), 'segment')} archived: {before} bytes became {after}.")
+    else:
+        print(f"Nothing to archive: there are no more than {keep} sealed segments that are not.")
+    return Exit.FINE
+
+
+def prove(call: Call, seq: int) -> int:
+    """A proof is for programs, with --json and without."""
+    try:
+        show.json(proof.prove(call.reading.disk, seq))
+    except Unsound as unsound:
+        raise Failure(Exit.NO, str(unsound), do="`hermesd verify` says more") from None
+    return Exit.FINE
+
+
+def check_proof(call: Call, file: Path, root: str) -> int:
+    try:
+        given = orjson.loads(file.read_bytes())
+        if not isinstance(given, dict):
+            raise Unsound("a proof is a JSON object")
+        proven = proof.check(given, root)
+    except (Unsound, orjson.JSONDecodeError) as error:
+        raise Failure(Exit.NO, f"it proves nothing: {error}", where=str(file)) from None
+    record = proven.record
+    if call.json:
+        show.json({"ok": True, "record": record._asdict(), "root": proven.root, "sealed_segments": proven.segments})
+        return Exit.FINE
+    print(f"record {record.seq} ({record.type}, {record.subject}, {record.ts}) is in the ledger whose manifest")
+    print(f"has, at {show.count(proven.segments, 'segment')}, the root {proven.root}")
+    if not root:
+        print("That this is the root of your ledger is for you to know: compare it, or give --root.")
+    return Exit.FINE
+
+
+def replay(call: Call, *, verify: bool, to: int | None, graph: bool, form: str) -> int:
+    if form not in FORMATS:
+        raise Failure(Exit.BAD_INPUT, f"there is no format {form!r}", do=f"there are {', '.join(FORMATS)}")
     past, plans, head = Past(), 0, Head(0, "")
     others, differing, code = 0, 0, code_digest()
     for record in call.reading.records(until=to):
@@ -105,8 +159,11 @@ def replay(call: Call, *, verify: bool, to: int | None, graph: bool) -> int:
     # What a fold never reads (HEAD, EPOCH, the end of the last line) must be sound too before the past is vouched for.
     if verify and (damages := verified(call.reading.disk).damages):
         return _print_damages(call, {"ok": False}, list(damages))
-    if graph:
+    if graph and form == "json":
         show.json(snapshot_json(past.graph, head))
+    elif graph:
+        for line in drawing(past.graph, head, form):
+            print(line)
     elif call.json:
         told = {"ok": True, "head": head._asdict(), "plans_verified": plans - differing if verify else None}
         told |= {"plans_by_other_code": others, "plans_other_code_decided_otherwise": differing}
@@ -128,15 +185,6 @@ def replay(call: Call, *, verify: bool, to: int | None, graph: bool) -> int:
 def _counts(graph: Graph) -> Json:
     runs = sum(1 for name in graph.nodes if name.startswith("run/"))
     return {"nodes": len(graph.nodes), "jobs": len(graph.jobs), "runs": runs}
-
-
-def snapshot_json(graph: Graph, head: Head) -> Json:
-    shot = snapshot(graph, head)
-    return {
-        "head": head._asdict(),
-        "nodes": [{"kind": type(node).__name__.lower(), **node._asdict()} for node in shot.nodes],
-        "edges": [edge._asdict() for edge in shot.edges],
-    }
 
 
 def _print_difference(call: Call, verdict: Verdict, plans: int) -> None:

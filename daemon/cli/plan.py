@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from daemon import jobfiles
-from daemon.cli import show
+from daemon.cli import health, show
 from daemon.cli.call import Call
 from daemon.order import Unfillable, task_to_check
 from daemon.reading import Reading
@@ -30,7 +30,7 @@ def plan(call: Call) -> None:
         if one.spec.get("kind") == "agent":
             return ""  # Its steps are checked one by one, when they could start.
         try:
-            task, env = task_to_check(around, reading.graph, one.run, one.attempt, one.spec, one.parent)
+            task, env = task_to_check(around, reading.graph, one.run, one.attempt, one.spec, one.parent, one.file)
         except Unfillable as error:
             return str(error)
         return preflight(task, env) or ""
@@ -61,7 +61,7 @@ def plan(call: Call) -> None:
     if answer.decisions:
         show.table(
             ("RUN", "VERDICT", "RULE", "REASON"),
-            [(one["run"], one["verdict"], one["rule"], one["reason"]) for one in answer.decisions],
+            [(one["run"], one["verdict"], one["rule"], _reason(one, call.zone)) for one in answer.decisions],
         )
         print(f"\ndecision hash {answer.decision_hash}, on record {reading.head.seq}; nothing was done")
         if answer.more:
@@ -74,11 +74,22 @@ def plan(call: Call) -> None:
         print("No daemon is running: this is what one would decide if it started now with the graph as it stands.")
 
 
+def _reason(decided: Json, zone: str) -> str:
+    slots = f" ({decided['count']} slots, up to {show.moment(decided['until'], zone)})" if "until" in decided else ""
+    wait = f"; not before {show.moment(decided['not_before'], zone)}" if "not_before" in decided else ""
+    return f"{decided['reason']}{slots}{wait}"
+
+
 def _pending(call: Call, reading: Reading) -> list[str]:
-    """What the job files say that no daemon has taken up, and wishes that wait in the inbox."""
+    """What the job files say that no daemon has taken up, wishes that wait in the inbox, and who has paused what."""
     jobs, problems = jobfiles.accepted(jobfiles.load(call.home.jobs, call.settings.timezone), call.home.jobs)
     told = [f"{event.type} {event.subject}" for event in adoption.changes(reading.graph, jobs, problems)]
     waiting = [name for name in reading.disk.list("inbox") if name.endswith(".json") and not name.startswith(".")]
     if waiting:
         told.append(f"{show.count(len(waiting), 'request')} in the inbox")
+    everything = reading.graph.here.paused
+    if everything:
+        told.append(f"everything is paused by {everything['actor']}: until that ends no slot is decided")
+    for job in health.paused(reading.graph):
+        told.append(f"job {job.name} is paused by {job.paused['actor']}: its slots are skipped")
     return told

@@ -18,7 +18,7 @@ from daemon.reading import Reading
 from ledger.instant import ms_of
 from ledger.reader import Tail
 from ledger.record import Record
-from state.graph import OVER, Run
+from state.graph import OVER, Redacted, Run
 
 Json = Any
 
@@ -26,46 +26,62 @@ _POLL_S = 0.05
 _DAEMON_LOOKED_AFTER_S = 2.0
 
 
-def start(call: Call, job: str, *, wait: bool, reason: str) -> int:
+def start(call: Call, job: str, *, wait: bool, reason: str, file: Path | None = None) -> int:
     """Ask for a run now. Without a daemon the wish is left for the next one, unless somebody waits for its outcome."""
     reading = call.reading
-    _known_job(call, job)
+    known_job(call, job)
     after = reading.head.seq
-    answer = _ask(call, "start", {"job": job, "reason": reason}, leave=not wait)
+    about = {"file": os.path.abspath(file)} if file is not None else {}
+    answer = ask(call, "start", {"job": job, "reason": reason, **about}, leave=not wait)
     if "left" in answer:
-        _say(call, answer, f"No daemon is running: {job} will be started by the next one ({answer['left']}).")
+        say(call, answer, f"No daemon is running: {job} will be started by the next one ({answer['left']}).")
         return Exit.FINE
     if not wait:
-        _say(call, answer, f"Asked for run {answer['run']}. Follow it with `hermesd runs logs -f {answer['run']}`.")
+        say(call, answer, f"Asked for run {answer['run']}. Follow it with `hermesd runs logs -f {answer['run']}`.")
         return Exit.FINE
     try:
         ended = _follow(call, answer["run"], after)
     except KeyboardInterrupt:
         print(f"\nThe run goes on. To end it: hermesd cancel {answer['run']}", file=sys.stderr)
         raise
-    _say(call, ended, f"{ended['run']} {_words(ended['state'])}: {ended['reason']}")
+    say(call, ended, f"{ended['run']} {_words(ended['state'])}: {ended['reason']}")
     return Exit.FINE if ended["state"] == "succeeded" else Exit.NO
 
 
-def cancel(call: Call, name: str, *, reason: str) -> None:
+def retry(call: Call, name: str, *, reason: str) -> None:
+    """Have a run that is over done again, by the job as it stands now."""
     run = find(call.reading, name)
-    answer = _ask(call, "cancel", {"run": run.name, "reason": reason}, leave=True)
+    answer = ask(call, "retry", {"run": run.name, "reason": reason}, leave=True)
     if "left" in answer:
-        _say(call, answer, f"No daemon is running: the next one will cancel {run.name} ({answer['left']}).")
+        say(call, answer, f"No daemon is running: the next one will do {run.name} again ({answer['left']}).")
     else:
-        _say(call, answer, f"Run {run.name} is being stopped.")
+        say(call, answer, f"Run {answer['run']} does {run.name} again.")
+
+
+def cancel(call: Call, name: str, *, reason: str) -> None:
+    asked = call.reading.graph.requests.get(name)
+    if asked is not None and asked.verb == "backfill":
+        answer = ask(call, "cancel", {"run": name, "reason": reason}, leave=True)
+        say(call, answer, f"What is left of the backfill of {asked.job} is given up: {len(asked.slots)} slots.")
+        return
+    run = find(call.reading, name)
+    answer = ask(call, "cancel", {"run": run.name, "reason": reason}, leave=True)
+    if "left" in answer:
+        say(call, answer, f"No daemon is running: the next one will cancel {run.name} ({answer['left']}).")
+    else:
+        say(call, answer, f"Run {run.name} is being stopped.")
 
 
 def note(call: Call, text: str) -> None:
     call.home.check(write=False)
-    answer = _ask(call, "note", {"text": text}, leave=True)
-    _say(call, answer, f"Left for the next daemon ({answer['left']})." if "left" in answer else "Noted.")
+    answer = ask(call, "note", {"text": text}, leave=True)
+    say(call, answer, f"Left for the next daemon ({answer['left']})." if "left" in answer else "Noted.")
 
 
 def listing(call: Call, *, job: str, state: str, limit: int) -> None:
     reading = call.reading
     if job:
-        _known_job(call, job)
+        known_job(call, job)
     runs = [run for run in reversed(reading.runs()) if not run.parent]
     chosen = [run for run in runs if (not job or run.job == job) and (not state or run.state == state)][:limit]
     if call.json:
@@ -87,8 +103,10 @@ def shown(call: Call, name: str) -> None:
     run = find(reading, name)
     folder = call.home.runs / run.name
     children = [child for child_name in run.children if (child := reading.graph.run(child_name)) is not None]
+    redacted = reading.graph.redacted(run.name)
     if call.json:
-        show.json(_row(run) | {"folder": str(folder), "steps": [_row(child) for child in children]})
+        told_of = {"folder": str(folder), "redacted": redacted._asdict() if redacted else None}
+        show.json(_row(run) | told_of | {"steps": [_row(child) for child in children]})
         return
     zone = call.zone
     show.facts(
@@ -97,13 +115,14 @@ def shown(call: Call, name: str) -> None:
             ("job", f"{run.job}, revision {run.revision}"),
             ("slot", f"{run.slot} at {show.moment(run.at, zone)} ({run.trigger})"),
             ("state", f"{_words(run.state)}: {run.reason}"),
+            *([("file", show.path(run.file))] if run.file else []),
             ("attempt", f"{run.attempt}, token {run.token}"),
             ("began", show.moment(run.started_at, zone) or "not yet"),
             ("ended", f"{show.moment(run.ended_at, zone)} after {lasted(run)}" if run.state in OVER else "not yet"),
             ("leases", ", ".join(run.leases) or "none"),
             ("used", _used(run)),
-            ("output", "\n".join(_outputs(run, folder)) or "none"),
-            ("kept", "\n".join(f"{name}  artifact {digest}" for name, digest in run.artifacts.items()) or "nothing"),
+            ("output", told(redacted, zone) if redacted else "\n".join(_outputs(run, folder)) or "none"),
+            ("kept", "\n".join(_kept(reading, run, zone)) or "nothing"),
             ("why", f"hermesd why {run.name}"),
         ]
     )
@@ -135,6 +154,9 @@ def _print_log(call: Call, reading: Reading, run: Run, file: str, *, follow: boo
     path = call.home.runs / run.name / str(attempt or run.attempt) / file
     follow = follow and attempt is None and run.state not in OVER
     if not path.exists() and not follow:
+        redacted = reading.graph.redacted(run.name)
+        if redacted is not None:
+            raise Failure(Exit.UNKNOWN, f"the output of run {run.name} was {told(redacted, call.zone)}")
         if run.state in OVER and run.outputs.get(file):
             do = "its folder was removed; the ledger still has the digest: `hermesd why " + run.name + "`"
             raise Failure(Exit.UNKNOWN, f"the output of run {run.name} is not there any more", where=str(path), do=do)
@@ -231,7 +253,7 @@ def find(reading: Reading, name: str) -> Run:
     return fitting[0]
 
 
-def _known_job(call: Call, name: str) -> None:
+def known_job(call: Call, name: str) -> None:
     from daemon.cli.jobs import in_force
     from policies.fault import meant
 
@@ -241,7 +263,7 @@ def _known_job(call: Call, name: str) -> None:
         raise Failure(Exit.UNKNOWN, f"there is no job {name!r}", where=str(call.home.jobs), do=do)
 
 
-def _ask(call: Call, verb: str, args: Json, *, leave: bool) -> Json:
+def ask(call: Call, verb: str, args: Json, *, leave: bool) -> Json:
     """The daemon's answer; with `leave`, and no daemon to answer, {"request", "left": the file}."""
     try:
         return control.call(call.home.path, verb, args)
@@ -254,7 +276,7 @@ def _ask(call: Call, verb: str, args: Json, *, leave: bool) -> Json:
     return {"request": request.id, "left": str(control.leave(call.home.path, request))}
 
 
-def _say(call: Call, answer: Json, text: str) -> None:
+def say(call: Call, answer: Json, text: str) -> None:
     if call.json:
         show.json(answer)
     else:
@@ -283,6 +305,17 @@ def _used(run: Run) -> str:
     if run.cpu_ms is None:
         return "not known"
     return f"{show.span(run.cpu_ms)} of CPU" + (f", {show.size(run.rss_kib * 1024)} of memory" if run.rss_kib else "")
+
+
+def _kept(reading: Reading, run: Run, zone: str) -> Iterator[str]:
+    for name, digest in run.artifacts.items():
+        redacted = reading.graph.redacted(digest)
+        yield f"{name}  artifact {digest}" + (f", {told(redacted, zone)}" if redacted else "")
+
+
+def told(redacted: Redacted, zone: str) -> str:
+    """Who, when and why, for whoever finds the content gone."""
+    return f"redacted by {redacted.actor} at {show.moment(redacted.at, zone)}: {redacted.reason}"
 
 
 def _outputs(run: Run, folder: Path) -> list[str]:

@@ -61,6 +61,11 @@ def facts(pairs: Iterable[tuple[str, object]]) -> None:
             print(f"{'':<{width}}  {line}".rstrip())
 
 
+def path(text: str) -> str:
+    """A path in one line, with nothing in it that a terminal would obey."""
+    return text if text.isprintable() else ascii(text)
+
+
 def moment(at: str | int, zone: str) -> str:
     """`2026-11-21 06:40:12 CET`; "" for no instant. `at` is RFC 3339 text or ms since the epoch."""
     if at == "":

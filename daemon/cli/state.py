@@ -10,43 +10,108 @@ from daemon.cli import show
 from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
+from daemon.cli.instant import instant_ms
 from daemon.reading import Reading
+from daemon.system import SystemClock
+from ledger.chain import Head
 from policies.fault import meant
 from state import views
+from state.graph import AnyNode, Graph
 
 Json = Any
 
+_SHOWN = 100
 
-def state(call: Call, words: list[str], at: int | None) -> int:
+
+def state(call: Call, words: list[str], at: str) -> int:
     if words == ["rebuild"]:
-        if at is not None:
+        if at:
             raise Failure(Exit.BAD_INPUT, "state/ is never as of an older record", do="leave --at out, or name a view")
         return _rebuild(call)
+    if words[:1] == ["diff"]:
+        return _diff(call, words[1:])
     if words[:1] == ["show"]:
         words = words[1:]
     if len(words) > 1:
         raise Failure(Exit.BAD_INPUT, f"{' '.join(words)!r} is too much", do="name one view, or say `state rebuild`")
-    if words or at is not None:
+    if words or at:
         return _show(call, words[0] if words else "", at)
     return _list(call)
 
 
-def _show(call: Call, name: str, at: int | None) -> int:
+def _show(call: Call, name: str, at: str) -> int:
     """From the ledger, not from the file: nobody can have edited that."""
     name = name.removesuffix(".json")
     if name and name not in views.VIEWS:
         do = meant(name, views.VIEWS, f"the views are {', '.join(views.VIEWS)}")
         raise Failure(Exit.UNKNOWN, f"there is no view {name!r}", do=do)
-    reading = call.reading
-    graph = reading.graph if at is None else reading.graph_at(at)
-    if at is not None and graph.seq < at:
-        raise Failure(Exit.UNKNOWN, f"the ledger ends with record {graph.seq}; there is no {at} yet")
-    files = views.render(graph, reading.head_read)
+    files = views.render(*_as_of(call, at))
     if name:
         show.raw(files[f"{name}.json"])
     else:
         show.json({file.removesuffix(".json"): orjson.loads(data) for file, data in files.items()})
     return Exit.FINE
+
+
+def _as_of(call: Call, at: str) -> tuple[Graph, Head]:
+    """The graph as of a record, or of the last one written at or before an instant; "" is now."""
+    reading = call.reading
+    if not at:
+        return reading.graph, reading.head
+    if at.isdecimal():
+        seq = int(at)
+    else:
+        seq = reading.seq_at(instant_ms(at, SystemClock().now().wall_ms, call.zone, ago=True))
+    graph = reading.graph_at(seq)
+    if reading.head_read.seq < seq:
+        raise Failure(Exit.UNKNOWN, f"the ledger ends with record {reading.head_read.seq}; there is no {seq} yet")
+    return graph, reading.head_read
+
+
+def _diff(call: Call, words: list[str]) -> int:
+    """What there is at two records (or instants): nodes that came, nodes that went, fields that changed."""
+    if len(words) != 2:
+        raise Failure(Exit.BAD_INPUT, "two records are compared", do="write `hermesd state diff 120 180`")
+    (one, before), (other, after) = (_as_of(call, word) for word in words)
+    came = {name: _plain(node) for name, node in sorted(other.nodes.items()) if name not in one.nodes}
+    went = {name: _plain(node) for name, node in sorted(one.nodes.items()) if name not in other.nodes}
+    changed = {
+        name: {
+            field: [_json(old), _json(new)]
+            for field, old, new in zip(node._fields, node, other.nodes[name], strict=True)
+            if old != new
+        }
+        for name, node in sorted(one.nodes.items())
+        if name in other.nodes and node != other.nodes[name]
+    }
+    if call.json:
+        show.json({"from": before._asdict(), "to": after._asdict(), "came": came, "went": went, "changed": changed})
+        return Exit.FINE
+    print(f"From record {before.seq} to {after.seq}:")
+    for name in came:
+        print(f"+ {name}")
+    for name in went:
+        print(f"- {name}")
+    for name, fields in changed.items():
+        print(f"~ {name}")
+        for field, (old, new) in fields.items():
+            print(f"    {field}: {_short(old)} -> {_short(new)}")
+    if not came and not went and not changed:
+        print("Nothing differs.")
+    return Exit.FINE
+
+
+def _plain(node: AnyNode) -> Json:
+    return {field: _json(value) for field, value in node._asdict().items()}
+
+
+def _json(value: Json) -> Json:
+    return orjson.loads(orjson.dumps(value))
+
+
+def _short(value: Json) -> str:
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def _list(call: Call) -> int:

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from typing import Any
 
-from daemon.cli import show
+from daemon import heartbeat
+from daemon.cli import health, show
 from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.control import CallFailed
 from daemon.reading import Reading
 from daemon.system import SystemClock
 from ledger.instant import Now, ms_of, text_of
-from policies.reaction import overdue_ms
 from state import views
-from state.graph import WITH_PROCESS, Run
 
 Json = Any
 
-FRESH_MS = 120_000
-"""The loop turns at least once a minute, for its housekeeping; twice that without a turn, and it hangs."""
-STUCK_MS = 60_000
-"""Longer than anything that ought to happen at once may take."""
 DISK_LOW_PERCENT = 5
 _FAILED = ("failed", "timed_out", "lost", "blocked")
 _LISTED = 5
 
 
 def status(call: Call) -> int:
+    told = report(call)
+    if call.json:
+        show.json(told)
+    else:
+        _print(told, call.zone, SystemClock().now())
+    if not told["daemon"]["up"]:
+        return Exit.NOT_RUNNING
+    return Exit.NO if told["problems"] else Exit.FINE
+
+
+def report(call: Call) -> Json:
     reading = call.reading
     pulse, silence = None, "no daemon is running"
     try:
@@ -35,25 +42,24 @@ def status(call: Call) -> int:
     except CallFailed as error:
         silence = f"a daemon is there and its loop does not answer: {error.message}"
     now = SystemClock().now()
-    report = _report(reading, pulse, silence, now)
-    if call.json:
-        show.json(report)
-    else:
-        _print(report, call.zone, now)
-    if pulse is None:
-        return Exit.NOT_RUNNING
-    return Exit.NO if report["problems"] else Exit.FINE
-
-
-def _report(reading: Reading, pulse: Json, silence: str, now: Now) -> Json:
     graph, here = reading.graph, reading.graph.here
-    problems = (_loop_problems(pulse) if pulse is not None else [silence]) + stuck(reading, now, up=pulse is not None)
+    loop = _loop(reading, pulse, now)
+    found = list(health.stuck(reading, now)) if pulse is not None else []  # With no daemon, nothing was to happen.
+    for_a_person = [*health.lost(graph), *health.paused_by_itself(graph)]
+    old = list(health.stale(graph, health.freshness(graph), now.wall_ms))
+    problems = _loop_problems(pulse, loop) if pulse is not None else [silence]
+    problems += [finding.what for finding in [*found, *for_a_person, *old]]
+    problems += [f"job {name}: {known.problem}" for name, known in sorted(graph.arrivals.items()) if known.problem]
     integrity = views.control_plane_integrity(graph)
     problems += [
         f"broken invariant: {row['invariant']}: {', '.join(row['evidence'])}"
         for row in integrity["invariants"]
         if not row["holds"]
     ]
+    audit = views.runtime_consensus_state(graph)
+    if audit["verdict"] == "differs":
+        first = audit["findings"][0]
+        problems.append(f"the audit at record {audit['audited_seq']}: {first['where']}: {first['what']}")
     disk = shutil.disk_usage(reading.home.path)
     if disk.free * 100 < disk.total * DISK_LOW_PERCENT:
         problems.append(f"little room on the disk: {show.size(disk.free)} of {show.size(disk.total)}")
@@ -68,7 +74,10 @@ def _report(reading: Reading, pulse: Json, silence: str, now: Now) -> Json:
             "state": "up" if pulse is not None else here.daemon if here.daemon == "stopped" else "gone",
             "up": pulse is not None,
             "pid": pulse["pid"] if pulse else 0,
-            "loop_completed_ms_ago": pulse["loop_completed_ms_ago"] if pulse else None,
+            "loop_completed_ms_ago": loop["completed_ms_ago"],
+            "loop_completed_at": loop["completed_at"],
+            "loop_late_ms": loop["late_ms"],
+            "paused": here.paused,
             "tick": here.tick,
             "epoch": here.epoch,
             "since": here.since,
@@ -76,17 +85,44 @@ def _report(reading: Reading, pulse: Json, silence: str, now: Now) -> Json:
             "zone": here.zone,
             "workers": pulse["workers"] if pulse else [],
         },
+        "audit": audit | {"trusted_seq": pulse["trusted_seq"] if pulse else 0},
         "ledger": {"seq": reading.head.seq, "hash": reading.head.hash, "bytes": reading.ledger_bytes()},
         "jobs": {
             "known": len(jobs),
             "enabled": sum(1 for job in jobs if job.spec.get("enabled", True)),
             "failing": sorted(job.name for job in jobs if job.failures_in_row),
+            "paused": [{"job": job.name, **job.paused} for job in health.paused(graph)],
         },
+        "stuck": [finding._asdict() for finding in found],
+        "waits_for_a_person": [finding._asdict() for finding in for_a_person],
+        "stale": [finding._asdict() for finding in old],
+        "notices": [
+            {
+                "notice": one.notice,
+                "job": one.job,
+                "run": one.run,
+                "on": one.on,
+                "state": one.state,
+                "at": one.at,
+                "failed_attempts": one.attempts,
+                "error": one.error,
+            }
+            for one in sorted(graph.notices.values(), key=lambda one: (one.at, one.notice))
+        ],
         "runs": [
-            {"run": run.name, "state": run.state, "since": since(run), "reason": run.reason, "attempt": run.attempt}
+            {
+                "run": run.name,
+                "state": run.state,
+                "since": health.run_since(run),
+                "reason": run.reason,
+                "attempt": run.attempt,
+            }
             for run in sorted(graph.active.values(), key=lambda run: (run.created_at, run.name))
         ],
-        "next": [{"job": name, "utc": text_of(at)} for at, name in sorted(upcoming)[:_LISTED]],
+        "next": [
+            {"job": name, "utc": text_of(at), "overdue_ms": max(0, now.wall_ms - at)}
+            for at, name in sorted(upcoming)[:_LISTED]
+        ],
         "failures": [
             {"run": run.name, "state": run.state, "ended_at": run.ended_at, "reason": run.reason}
             for run in reversed(bad[-_LISTED:])
@@ -98,78 +134,78 @@ def _report(reading: Reading, pulse: Json, silence: str, now: Now) -> Json:
     }
 
 
-def _loop_problems(pulse: Json) -> list[str]:
+def _loop(reading: Reading, pulse: Json, now: Now) -> Json:
+    """When the loop last completed a turn, and by how much it is late: as the daemon says it, else as its heartbeat
+    does. Nothing where there is none, and no age where the machine has been started anew since."""
+    completed_ms, ago_ms = None, None
+    if pulse is not None:
+        ago_ms = pulse["loop_completed_ms_ago"]
+        completed_ms = None if ago_ms is None else now.wall_ms - ago_ms
+    else:
+        with suppress(ValueError):
+            beat = heartbeat.read(reading.home.path)
+            if beat is not None:
+                completed_ms = beat.wall_ms
+                ago_ms = beat.age_ms() if beat.boot_id == SystemClock().boot_id else None
+    return {
+        "completed_at": "" if completed_ms is None else text_of(completed_ms),
+        "completed_ms_ago": ago_ms,
+        "late_ms": None if ago_ms is None else max(0, ago_ms - heartbeat.TURN_EVERY_MS),
+    }
+
+
+def _loop_problems(pulse: Json, loop: Json) -> list[str]:
     problems = []
-    late_ms = pulse["loop_completed_ms_ago"]
-    if late_ms is None:
+    ago_ms = loop["completed_ms_ago"]
+    if ago_ms is None:
         problems.append("the loop has not completed a turn yet")
-    elif late_ms > FRESH_MS:
-        problems.append(f"the loop has not completed a turn for {show.span(late_ms)}")
+    elif ago_ms > health.LATE_MS:
+        problems.append(f"the loop has not completed a turn for {show.span(ago_ms)}")
     if pulse["view_problem"]:
         problems.append(f"the views in state/ cannot be written: {pulse['view_problem']}")
+    problems += pulse["problems"]
     return problems
-
-
-def stuck(reading: Reading, now: Now, *, up: bool) -> list[str]:
-    """What ought to have happened by now and has not, each in words. With the daemon down, nothing was to happen."""
-    if not up:
-        return []
-    found = []
-    graph, latest_ms = reading.graph, now.wall_ms - STUCK_MS
-    for _, run in sorted(graph.active.items()):
-        age_ms = now.wall_ms - ms_of(since(run))
-        overdue = overdue_ms(run)
-        if run.state == "granted" and age_ms > STUCK_MS:
-            found.append(f"{run.name} was granted {show.span(age_ms)} ago and has not begun")
-        elif run.state in WITH_PROCESS and overdue is not None and overdue + STUCK_MS < now.boot_ms:
-            found.append(f"{run.name} should have been stopped {show.span(now.boot_ms - overdue)} ago")
-        elif run.state == "stopping" and run.forced and now.boot_ms - run.stopping_boot_ms > STUCK_MS:
-            found.append(f"{run.name} was killed and its end has not been seen since")
-        elif run.state == "backoff" and run.retry_at_ms < latest_ms:
-            found.append(f"the next attempt of {run.name} was due {show.span(now.wall_ms - run.retry_at_ms)} ago")
-    for name in reading.agenda.due(latest_ms):
-        late_ms = now.wall_ms - (reading.agenda.next_of(name) or now.wall_ms)
-        found.append(f"a slot of {name} was due {show.span(late_ms)} ago and has no decision")
-    for request in graph.requests.values():
-        if request.verb == "start" and ms_of(request.at) < latest_ms:
-            age = show.span(now.wall_ms - ms_of(request.at))
-            found.append(f"{request.actor} asked {age} ago to start {request.job}, and there is no decision")
-    return found
-
-
-def since(run: Run) -> str:
-    """When the run entered the state it is in, as far as the graph remembers."""
-    if run.state == "backoff":
-        return run.ended_at
-    return run.started_at or run.created_at
 
 
 def _print(report: Json, zone: str, now: Now) -> None:
     daemon = report["daemon"]
     pairs: list[tuple[str, object]] = []
+    turn_ms = daemon["loop_completed_ms_ago"]
+    late = f", {show.span(daemon['loop_late_ms'])} late" if daemon["loop_late_ms"] else ""
     if daemon["up"]:
         age = show.span(now.wall_ms - ms_of(daemon["since"]))
-        turn_ms = daemon["loop_completed_ms_ago"]
-        turn = "none yet" if turn_ms is None else f"{show.span(turn_ms)} ago"
         who = f"pid {daemon['pid']}, epoch {daemon['epoch']}"
-        pairs.append(("daemon", f"up for {age}, {who}; last turn of the loop {turn}"))
+        pairs.append(("daemon", f"up for {age}, {who}"))
     elif daemon["state"] == "gone":
         pairs.append(
             ("daemon", f"up since {show.moment(daemon['since'], zone)} by its last word, but it does not answer")
         )
     else:
         pairs.append(("daemon", f"down since {show.moment(daemon['since'], zone)}" if daemon["since"] else "never ran"))
+    if daemon["loop_completed_at"]:
+        ago = f", {show.span(turn_ms)} ago{late}" if turn_ms is not None else ""
+        pairs.append(("loop", f"last completed a turn at {show.moment(daemon['loop_completed_at'], zone)}{ago}"))
+    elif daemon["up"]:
+        pairs.append(("loop", "has not completed a turn yet"))
+    if daemon["paused"]:
+        how = "draining" if daemon["paused"].get("drain") else "paused"
+        pairs.append((how, _pause(daemon["paused"], zone)))
     jobs, ledger, disk = report["jobs"], report["ledger"], report["disk"]
     pairs += [
         ("home", report["home"]),
         ("ledger", f"{ledger['seq']} records, {show.size(ledger['bytes'])}"),
         ("disk", f"{show.size(disk['free_bytes'])} free of {show.size(disk['bytes'])}"),
         ("integrity", "every invariant holds" if report["integrity"] else "broken, see below"),
+        ("audit", _audit(report["audit"], zone)),
         ("jobs", f"{jobs['known']}, {jobs['enabled']} enabled"),
     ]
     if jobs["failing"]:
         pairs.append(("failing", ", ".join(jobs["failing"])))
     show.facts(pairs)
+    if jobs["paused"]:
+        print()
+        rows = [(row["job"], show.moment(row["since"], zone), row["actor"], row["reason"]) for row in jobs["paused"]]
+        show.table(("PAUSED", "SINCE", "BY", "REASON"), rows)
     if report["runs"]:
         print()
         rows = [
@@ -180,7 +216,7 @@ def _print(report: Json, zone: str, now: Now) -> None:
     if report["next"]:
         print()
         coming = [
-            (row["job"], show.moment(row["utc"], zone), show.span(ms_of(row["utc"]) - now.wall_ms))
+            (row["job"], show.moment(row["utc"], zone), _until(ms_of(row["utc"]) - now.wall_ms))
             for row in report["next"]
         ]
         show.table(("NEXT", "AT", "IN"), coming)
@@ -191,6 +227,13 @@ def _print(report: Json, zone: str, now: Now) -> None:
             for row in report["failures"]
         ]
         show.table(("LAST FAILURES", "STATE", "ENDED", "REASON"), rows)
+    if report["notices"]:
+        print()
+        undelivered = [
+            (row["job"], row["on"], row["state"].replace("_", " "), show.moment(row["at"], zone), row["error"])
+            for row in report["notices"]
+        ]
+        show.table(("NOT DELIVERED", "ON", "STATE", "OF", "ERROR"), undelivered)
     if report["rejected"] or report["policy_rejected"]:
         print("\nRejected (the last good version is in force):")
         for source in report["rejected"]:
@@ -203,6 +246,27 @@ def _print(report: Json, zone: str, now: Now) -> None:
         print("ok")
     for problem in report["problems"]:
         print(f"not ok: {problem}")
+    for finding in report["waits_for_a_person"]:
+        print(f"  do: {finding['do']}")
+
+
+def _audit(audit: Json, zone: str) -> str:
+    trusted = audit["trusted_seq"]
+    since = audit.get("audited_seq", 0)
+    waits = f"; records up to {trusted} were taken on trust at the start" if trusted > since else ""
+    if not since:
+        return f"none yet, see `hermesd audit`{waits}"
+    found = "all agrees" if audit["verdict"] == "agrees" else f"{audit['findings_in_all']} things differ"
+    return f"{found} up to record {since}, {show.moment(audit['at'], zone)}{waits}"
+
+
+def _until(ms: int) -> str:
+    return show.span(ms) if ms >= 0 else f"overdue by {show.span(-ms)}"
+
+
+def _pause(paused: Json, zone: str) -> str:
+    because = f": {paused['reason']}" if paused["reason"] else ""
+    return f"since {show.moment(paused['since'], zone)} by {paused['actor']}{because}"
 
 
 def problem_text(problem: Json) -> str:

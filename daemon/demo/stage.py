@@ -186,8 +186,8 @@ class Stage:
                 self._seen.add((found.pid, found.started))
         for path in self.home.runs.glob("*/*/claim"):
             claim = read_claim(str(path.parent))
-            if claim is not None and claim.pid is not None and claim.started is not None:
-                self._seen.add((claim.pid, claim.started))
+            if claim is not None:
+                self._seen.update(process for process in (claim.process, claim.keeper) if process is not None)
 
     def _left(self, patience_s: float) -> list[tuple[int, int]]:
         """Those of the processes seen that do not end within that time."""

@@ -19,8 +19,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from daemon.workers.claim import Status, take_claim, write_status
-from daemon.workers.identity import children, inherit_orphans, start_time
+from daemon.workers.claim import Journal, Status, make_folder
+from daemon.workers.identity import children, inherit_orphans, marked, start_time
+from daemon.workers.output import OUTPUT_BYTES, Output
+from daemon.workers.tree import killed_note
 from daemon.workers.wire import Lines, Message, line_of
 
 BOOT = """
@@ -53,15 +55,24 @@ class Worker:
         self._lines = Lines()
         self._orders: deque[Message] = deque()
         self._pid = os.getpid()
-        self._name = f"{self._pid} {start_time(self._pid)}"
+        self._identity = self._pid, start_time(self._pid) or 0
+        self._journal: Journal | None = None
+        self._unsaid: list[bytes] = []
         self._environ = dict(os.environ)
         self._nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         inherit_orphans()
 
     def tell(self, kind: str, **fields: Any) -> None:
         """Send to the daemon. A daemon that is gone is no error: what matters is in the folder."""
-        with contextlib.suppress(OSError):
-            self._socket.sendall(line_of({"type": kind, **fields}))
+        self._unsaid.append(line_of({"type": kind, **fields}))
+        self._say()
+
+    def _say(self) -> None:
+        if self._unsaid:
+            data = b"".join(self._unsaid)
+            self._unsaid.clear()
+            with contextlib.suppress(OSError):
+                self._socket.sendall(data)
 
     def serve(self, perform: Perform, *, tidy: bool = False, stale: Callable[[], bool] | None = None) -> None:
         """Perform what the daemon sends until it has no more.
@@ -74,10 +85,11 @@ class Worker:
         while self._listen():
             if not self._orders:
                 continue
-            if stale is not None and stale():
-                return
-            if not self._attempt(self._orders.popleft(), perform, tidy):
-                return
+            if (stale is not None and stale()) or not self._attempt(self._orders.popleft(), perform, tidy):
+                break
+        self._say()
+        if self._journal is not None:
+            self._journal.close()
 
     def _listen(self) -> bool:
         """Take what has come, waiting if there is nothing to do; False once the daemon has no more to say. Asked before
@@ -95,18 +107,34 @@ class Worker:
         """False if the worker is not fit for another one."""
         about = {"run": order["run"], "attempt": order["attempt"]}
         folder: str = order["folder"]
-        if not take_claim(folder, self._name):
-            self.tell("refused", **about)
-            return True
-        self.tell("claimed", **about)
         if "file" in order:
+            apart = order["env"]
             with open(order["file"], "rb") as file:
                 order = json.load(file)
+            order["env"] |= apart
+        if self._journal is None:
+            place = order.get("place", "")
+            if place:
+                with contextlib.suppress(OSError):
+                    make_folder(place)
+            self._journal = Journal(place, "worker", self._identity)
+        try:
+            make_folder(folder)
+            if not self._journal.take(folder):
+                self.tell("refused", **about)
+                return True
+        except OSError as error:
+            why = f"no claim could be written in {folder}: {error.strerror}"
+            self.tell("failed", **about, note=f"it could not begin: {why}; make room on its disk")
+            return True
+        self.tell("claimed", **about)
         self._restore(order["env"])
+        limits = order.get("limits") or {}
         before_ms = _cpu_ms()
-        limit_cpu((order.get("limits") or {}).get("cpu_seconds"), before_ms)
+        limit_cpu(limits.get("cpu_seconds"), before_ms)
         _redirect(f"{folder}/stdout.log", f"{folder}/stderr.log")
-        code, result = _called(perform, order)
+        with marked(folder):
+            code, result = _called(perform, order)
         if os.getpid() != self._pid:
             os._exit(code)  # A fork that came back out of the task: not the worker, and not its place to report.
         notes = _tidied() if tidy else []
@@ -118,10 +146,17 @@ class Worker:
         _flush()
         os.dup2(self._nowhere, 1)
         os.dup2(self._nowhere, 2)
-        write_status(folder, Status(code, None))
+        if cut := Output(folder, limits.get("output", OUTPUT_BYTES)).end():
+            notes.append(cut)
+        self._journal.ended(folder, Status(code, None))
         cpu_ms = _cpu_ms() - before_ms
-        self.tell("ended", **about, code=code, cpu_ms=cpu_ms, rss_kib=_rss_kib(), note="; ".join(notes))
+        ended = {**about, "code": code, "cpu_ms": cpu_ms, "rss_kib": _rss_kib(), "note": "; ".join(notes)}
+        if self._orders:
+            self._unsaid.append(line_of({"type": "ended", **ended}))  # Told with the next one's claim.
+        else:
+            self.tell("ended", **ended)
         if not fit:
+            self._say()
             os._exit(0)
         return True
 
@@ -159,7 +194,7 @@ def _tidied() -> list[str]:
         for pid in left:
             with contextlib.suppress(ChildProcessError):
                 killed += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-    return [f"{killed} left-over {'processes were' if killed > 1 else 'process was'} killed"] if killed else []
+    return [killed_note(killed)] if killed else []
 
 
 def _threads() -> bool:
@@ -186,11 +221,9 @@ def _flush() -> None:
 
 
 def _publish(path: str, data: bytes) -> None:
-    folder, _, name = path.rpartition("/")
-    temporary = f"{folder}/.{name}.new"
-    with open(temporary, "wb", buffering=0) as file:
+    # Not under another name first: nobody reads it before the attempt's end is written down.
+    with open(path, "wb", buffering=0) as file:
         file.write(data)
-    os.replace(temporary, path)
 
 
 def _cpu_ms() -> int:

@@ -5,12 +5,16 @@ Standard library only: workers import this.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import sys
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 _PROC = sys.platform == "linux"
+_RLIMIT_LOCKS = 10  # bounds nothing since Linux 2.4.25, and is inherited like the others
 
 
 class Process(NamedTuple):
@@ -57,18 +61,6 @@ def alive(pid: int, started: int) -> bool:
     return found is not None and found.alive and found.started == started
 
 
-def command_line(pid: int) -> list[str]:
-    """Its argv; [] if it is gone or not ours to read."""
-    if not _PROC:
-        import psutil
-
-        try:
-            return [str(word) for word in psutil.Process(pid).cmdline()]
-        except psutil.Error:
-            return []
-    return [os.fsdecode(word) for word in _read(f"/proc/{pid}/cmdline").split(b"\0")[:-1]]
-
-
 def folder_of(pid: int) -> str:
     """The attempt folder its environment names, "" if none or not ours to read. It marks a tree better than the run:
     another home may have a run of the same name."""
@@ -83,6 +75,39 @@ def folder_of(pid: int) -> str:
         if entry.startswith(b"HERMESD_FOLDER="):
             return os.fsdecode(entry[15:])
     return ""
+
+
+def mark_of(folder: str) -> int:
+    """The number that marks the processes of the attempt in `folder`, see `marked`."""
+    name = os.fsencode(folder)
+    return 1 << 62 | zlib.crc32(name) << 30 | zlib.adler32(name) >> 2
+
+
+@contextlib.contextmanager
+def marked(folder: str) -> Iterator[None]:
+    """What this process starts meanwhile, and all that comes of it, is known for the attempt's: by a resource limit
+    that limits nothing, and is lost neither with the environment nor the session nor the parent. Nothing but on Linux.
+    """
+    if not _PROC:
+        yield
+        return
+    hard = resource.getrlimit(_RLIMIT_LOCKS)[1]
+    with contextlib.suppress(ValueError):  # Where somebody has set a hard limit there, there is no mark.
+        resource.setrlimit(_RLIMIT_LOCKS, (mark_of(folder), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(_RLIMIT_LOCKS, (hard, hard))
+
+
+def belongs(pid: int, folder: str) -> bool:
+    """The process bears the mark of the attempt in `folder`, or its environment names it."""
+    return folder_of(pid) == folder or (_PROC and _bears(pid, mark_of(folder)))
+
+
+def _bears(pid: int, mark: int) -> bool:
+    _, _, rest = _read(f"/proc/{pid}/limits").partition(b"Max file locks")
+    return rest.split(maxsplit=1)[:1] == [b"%d" % mark]
 
 
 def processes() -> Iterator[Process]:
@@ -108,33 +133,31 @@ def processes() -> Iterator[Process]:
 
 
 def tree(folder: str | None, leader: int | None = None) -> list[tuple[int, int]]:
-    """Living processes of the attempt in `folder`, as (pid, started), whatever session or parent they have by now:
-    those whose environment names the folder, those in `leader`'s session or group, and the descendants of all these.
+    """Living processes of the attempt in `folder`, as (pid, started); see `kin`."""
+    return [(found.pid, found.started) for found in kin(folder, leader) if found.alive]
+
+
+def kin(folder: str | None, leader: int | None = None) -> list[Process]:
+    """Processes of the attempt in `folder`, also those dead and not reaped, whatever session or parent they have by
+    now: those that bear its mark or whose environment names it, those in `leader`'s session or group, and the
+    descendants of all these.
 
     Give `leader` only while its number cannot be somebody else's: while it is alive or unreaped, or its group is not
-    empty. Without `folder` only the leader's are meant. This process itself is never in the tree.
+    empty. Without `folder` only the leader's are meant. This process itself is never among them.
     """
     table = {found.pid: found for found in processes()}
     table.pop(os.getpid(), None)
     members = {
         pid
         for pid, found in table.items()
-        if leader in (pid, found.session, found.group) or (folder and found.alive and folder_of(pid) == folder)
+        if leader in (pid, found.session, found.group) or (folder and belongs(pid, folder))
     }
     grew = True
     while grew:
         grown = {pid for pid, found in table.items() if found.parent in members} - members
         members |= grown
         grew = bool(grown)
-    return sorted((pid, table[pid].started) for pid in members if table[pid].alive)
-
-
-def named(word: str) -> tuple[int, int] | None:
-    """The living process of this user that has `word` in its argv and leads its session: an attempt's wrapper."""
-    for found in processes():
-        if found.alive and found.session == found.pid and word in command_line(found.pid):
-            return found.pid, found.started
-    return None
+    return [table[pid] for pid in sorted(members)]
 
 
 def inherit_orphans() -> bool:

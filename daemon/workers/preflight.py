@@ -124,6 +124,9 @@ def _module(task: PythonTask) -> str | None:
     if not colon or not all(part.isidentifier() for part in (*module.split("."), *function.split("."))):
         return f"call {task.call!r} is not of the form module:function"
     top = module.partition(".")[0]
+    # Where most modules are; the importer itself reads whole folders to find one.
+    if any(os.path.isfile(f"{folder}/{top}.py") for folder in (*task.path, task.cwd)):
+        return None
     importlib.invalidate_caches()
     if top in sys.builtin_module_names or PathFinder.find_spec(top, [*task.path, task.cwd, *sys.path]) is not None:
         return None

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
-import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,18 +14,19 @@ from typing import Any
 
 from daemon.ports import Began, CommandTask, Ended, InferenceTask, Order, PythonTask, Report, SpawnError
 from daemon.workers.child import BOOT
-from daemon.workers.claim import Status, read_claim, read_status, take_claim, write_status
-from daemon.workers.command import environment_of, launch, make_folder
+from daemon.workers.claim import Status, claim_never, make_folder, read_claim, read_status, write_status
+from daemon.workers.command import environment_of, launch, line_for, place_of
 from daemon.workers.exits import Exit
 from daemon.workers.identity import start_time
-from daemon.workers.tree import Unwatch, Watch, signal_tree
-from daemon.workers.wire import LINE_BYTES_MAX, Lines, Message, line_of
+from daemon.workers.output import OUTPUT_BYTES, Output
+from daemon.workers.tree import Unwatch, Watch, killed_note, signal_tree
+from daemon.workers.wire import BUFFER_BYTES, LINE_BYTES_MAX, Channel, Message
 
-SENT_AHEAD = 4
+SENT_AHEAD = BUFFER_BYTES // LINE_BYTES_MAX // 2
 """Orders a worker may have unclaimed: enough that it never waits for us, few enough to fit in the socket's buffer."""
 
-_BUFFER_BYTES = 4 * SENT_AHEAD * LINE_BYTES_MAX
 _LEAVE_MS = 5_000
+_LOOK_EVERY_MS = 1_000
 _ROOT = str(Path(__file__).resolve().parents[2])
 
 Key = tuple[str, int]
@@ -78,11 +77,10 @@ class _Worker:
     pid: int
     started: int
     exit: Exit
-    socket: socket.socket
+    channel: Channel
     key: tuple[object, ...]
     kind: str
     serves: str
-    lines: Lines = field(default_factory=Lines)
     ready: bool = False
     leaving: bool = False
     claimed: _Ticket | None = None
@@ -125,6 +123,7 @@ class Pool:
         self._workers: dict[int, _Worker] = {}  # by pid, the longest unused first
         self._tickets: dict[Key, _Ticket] = {}
         self._waiting: deque[_Ticket] = deque()  # for a place in the pool
+        self._now_ms = self._looked_ms = 0  # since boot, when `housekeep` last looked
 
     def __contains__(self, key: Key) -> bool:
         return key in self._tickets
@@ -176,7 +175,14 @@ class Pool:
         return min(self._deadlines(), default=None)
 
     def housekeep(self, boot_ms: int) -> None:
-        """End workers that were idle for too long, and kill those that were told to leave and did not."""
+        """End workers that were idle for too long, kill those that were told to leave and did not, and bound what is
+        printed by those that work."""
+        self._now_ms = boot_ms
+        if boot_ms - self._looked_ms >= _LOOK_EVERY_MS:
+            self._looked_ms = boot_ms
+            for worker in self._workers.values():
+                if worker.claimed is not None:
+                    output_of(worker.claimed.order).look()
         for worker in list(self._workers.values()):
             limit_ms = self._patience_ms(worker)
             if limit_ms is None:
@@ -203,7 +209,9 @@ class Pool:
         for worker in self._workers.values():
             limit_ms = self._patience_ms(worker)
             if limit_ms is not None:
-                yield 0 if worker.quiet_since_ms is None else worker.quiet_since_ms + limit_ms
+                yield (self._now_ms if worker.quiet_since_ms is None else worker.quiet_since_ms) + limit_ms
+            if worker.claimed is not None:
+                yield self._looked_ms + _LOOK_EVERY_MS
 
     def _patience_ms(self, worker: _Worker) -> int | None:
         if worker.leaving:
@@ -252,32 +260,31 @@ class Pool:
 
     def _launch(self, order: Order, kind: str, serves: str, key: tuple[object, ...]) -> _Worker:
         try:
-            ours, theirs = socket.socketpair()
+            channel, theirs = Channel.pair()
         except OSError as error:
             raise SpawnError(
                 f"cannot start a worker for run {order.run}: {error.strerror}; "
                 "raise the daemon's limit of open files, or let fewer runs go at once"
             ) from error
-        with theirs:
-            for end in (ours, theirs):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
-            ours.setblocking(False)
-            # Above 3, or giving it away as 3 would be giving it to itself.
-            channel = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, 10)
-            limits = [f"{_RLIMITS[name]}={value}" for name, value in order.limits.items() if name in _RLIMITS]
-            argv = [self._python, "-P", "-c", BOOT, _ROOT, self._modules[kind], "3", *limits]
-            try:
-                pid = launch(self._python, argv, _lasting(order), folder=order.folder, channel=channel)
-            except SpawnError:
-                ours.close()
-                raise
-            finally:
-                os.close(channel)
-        worker = _Worker(pid, start_time(pid) or 0, Exit(pid), ours, key, kind, serves)
+        limits = [f"{_RLIMITS[name]}={value}" for name, value in order.limits.items() if name in _RLIMITS]
+        argv = [self._python, "-P", "-c", BOOT, _ROOT, self._modules[kind], "3", *limits]
+        # What it prints before its first attempt is that attempt's.
+        stdout, stderr = f"{order.folder}/stdout.log", f"{order.folder}/stderr.log"
+        try:
+            make_folder(order.folder)
+            pid = launch(self._python, argv, _lasting(order), stdout=stdout, stderr=stderr, channel=theirs)
+        except OSError as error:
+            channel.close()
+            raise SpawnError(f"cannot make {order.folder}: {error.strerror}; make room or check permissions") from error
+        except SpawnError:
+            channel.close()
+            raise
+        finally:
+            os.close(theirs)
+        worker = _Worker(pid, start_time(pid) or 0, Exit(pid), channel, key, kind, serves)
         self._workers[pid] = worker
         self._watch(worker.exit.fileno(), lambda: self._gone(worker))
-        self._watch(ours.fileno(), lambda: self._hear(worker))
+        self._watch(channel.fileno(), lambda: self._hear(worker))
         return worker
 
     def _assign(self, worker: _Worker, ticket: _Ticket) -> None:
@@ -289,35 +296,31 @@ class Pool:
         self._top_up(worker)
 
     def _top_up(self, worker: _Worker) -> None:
+        lines = []
         for ticket in islice(worker.queue, SENT_AHEAD):
             if not ticket.sent:
                 ticket.sent = True
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # Its end is about to be seen.
-                    worker.socket.send(ticket.line)
+                lines.append(ticket.line)
+        if lines:
+            worker.channel.send(b"".join(lines))
 
     def _dismiss(self, worker: _Worker) -> None:
         worker.leaving, worker.quiet_since_ms = True, None
-        with contextlib.suppress(OSError):
-            worker.socket.shutdown(socket.SHUT_WR)
+        worker.channel.say_no_more()
 
     def _hang_up(self, worker: _Worker) -> None:
-        if worker.socket.fileno() >= 0:
-            self._unwatch(worker.socket.fileno())
-            worker.socket.close()
+        if not worker.channel.closed:
+            self._unwatch(worker.channel.fileno())
+            worker.channel.close()
 
     def _hear(self, worker: _Worker) -> None:
         """Take everything the worker has said."""
-        while True:
-            try:
-                data = worker.socket.recv(65_536)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                return self._hang_up(worker)
-            for message in worker.lines.feed(data):
-                self._heed(worker, message)
+        for message in worker.channel.receive():
+            self._heed(worker, message)
+        if worker.channel.ended:
+            self._hang_up(worker)
+        else:
+            worker.channel.send(b"")
 
     def _heed(self, worker: _Worker, message: Message) -> None:
         kind = message.pop("type")
@@ -331,6 +334,11 @@ class Pool:
             self._claimed(worker, ticket)
         elif kind == "refused":
             self._refused(worker, ticket)
+        elif kind == "failed":
+            _take_back(ticket)
+            del self._tickets[ticket.key]
+            self._report(Ended(*ticket.key, 1, None, note=message["note"]))
+            self._rest(worker)
         elif kind == "ended":
             self._ended(worker, ticket, message)
 
@@ -345,7 +353,7 @@ class Pool:
             return  # Moved since it was sent.
         _take_back(ticket)
         claim = read_claim(ticket.order.folder)
-        mate = self._workers.get(claim.pid) if claim and claim.pid else None
+        mate = self._workers.get(claim.process[0]) if claim and claim.process else None
         if mate is not None:
             ticket.worker, ticket.sent = mate, True  # It was moved, too late; the mate's own words follow.
             mate.queue.appendleft(ticket)
@@ -385,7 +393,7 @@ class Pool:
 
     def _gone(self, worker: _Worker) -> None:
         """The worker has ended, as it should or not."""
-        if worker.socket.fileno() >= 0:
+        if not worker.channel.closed:
             self._hear(worker)
             self._hang_up(worker)
         self._unwatch(worker.exit.fileno())
@@ -396,7 +404,7 @@ class Pool:
         end = Status(code or 1, None) if code >= 0 else Status(None, -code)
         words = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
         current, rest = worker.claimed, worker.queue
-        if current is None and rest and (claim := read_claim(rest[0].order.folder)) and claim.pid == worker.pid:
+        if current is None and rest and _claimed_by(rest[0].order, worker.pid):
             current = rest.popleft()  # It did not come to say so.
             self._report(Began(current.order.run, current.order.attempt, worker.pid, worker.started))
         for ticket in rest:
@@ -416,7 +424,8 @@ class Pool:
         notes = []
         known = read_status(order.folder)
         if known is None:
-            write_status(order.folder, end)
+            with contextlib.suppress(OSError):
+                write_status(order.folder, end)
             notes.append(f"its worker {words} before the task returned")
         code, number = known or end
 
@@ -424,6 +433,8 @@ class Pool:
             del self._tickets[ticket.key]
             if killed:
                 notes.append(killed_note(killed))
+            if cut := output_of(order).end():
+                notes.append(cut)
             self._report(Ended(order.run, order.attempt, code, number, None, rss_kib, "; ".join(notes)))
 
         ticket.worker, ticket.over = None, True
@@ -432,9 +443,13 @@ class Pool:
     def _settle(self, ticket: _Ticket, end: Status, note: str) -> bool:
         """End an attempt that never began, by taking its claim; False if a process has it."""
         order = ticket.order
-        if not take_claim(order.folder, "never"):
+        try:
+            make_folder(order.folder)
+            if not claim_never(order.folder):
+                return False
+            write_status(order.folder, end)
+        except OSError:
             return False
-        write_status(order.folder, end)
         _take_back(ticket)
         with contextlib.suppress(ValueError):
             self._waiting.remove(ticket)
@@ -443,13 +458,17 @@ class Pool:
         return True
 
     def _give_up(self, ticket: _Ticket, end: Status, note: str) -> None:
-        if not self._settle(ticket, end, note):
-            del self._tickets[ticket.key]
+        if self._settle(ticket, end, note):
+            return
+        del self._tickets[ticket.key]
+        if read_claim(ticket.order.folder) is None:  # No room for a claim; it cannot begin either.
+            self._report(Ended(*ticket.key, end.code, end.signal, note=note))
+        else:
             self._adopt(ticket.order)
 
 
-def killed_note(killed: int) -> str:
-    return f"{killed} left-over {'processes were' if killed > 1 else 'process was'} killed"
+def output_of(order: Order) -> Output:
+    return Output(order.folder, order.limits.get("output", OUTPUT_BYTES))
 
 
 _RLIMITS = {"open_files": "RLIMIT_NOFILE", "file_size": "RLIMIT_FSIZE", "memory": "RLIMIT_AS"}
@@ -463,6 +482,11 @@ def _kind(order: Order) -> tuple[str, str, tuple[object, ...]]:
         return "python", task.cwd, ("python", task.cwd, task.path, frozenset(_lasting(order).items()), limits)
     assert isinstance(task, InferenceTask)
     return "inference", task.model, ("inference", task.model, task.device, task.dtype, task.quantization, limits)
+
+
+def _claimed_by(order: Order, pid: int) -> bool:
+    claim = read_claim(order.folder)
+    return claim is not None and claim.process is not None and claim.process[0] == pid
 
 
 def _take_back(ticket: _Ticket) -> None:
@@ -485,18 +509,8 @@ def _line(order: Order) -> bytes:
     if isinstance(task, PythonTask):
         fields["kwargs"] = dict(task.kwargs)
     own = {name: value for name, value in environment_of(order).items() if name.startswith("HERMESD_")}
-    about = {"type": "perform", "run": order.run, "attempt": order.attempt, "folder": order.folder}
-    make_folder(order.folder)
+    message = {"place": place_of(order.folder), "env": own, "task": fields, "limits": dict(order.limits)}
     try:
-        line = line_of({**about, "env": own, "task": fields, "limits": dict(order.limits)})
+        return line_for(order, message)
     except (TypeError, ValueError) as error:
         raise SpawnError(f"run {order.run}: its arguments are not JSON: {error}; pass plain JSON values") from error
-    if len(line) <= LINE_BYTES_MAX:
-        return line
-    path = f"{order.folder}/order.json"
-    try:
-        with open(path, "wb") as file:
-            file.write(line)
-    except OSError as error:
-        raise SpawnError(f"cannot write {path}: {error.strerror}; make room or check its permissions") from error
-    return line_of({**about, "file": path})

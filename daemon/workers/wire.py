@@ -1,48 +1,67 @@
-"""What the daemon and a warm worker say to each other: one JSON object a line, over a socketpair, UTF-8, no pickle.
+"""What the daemon and a process that performs attempts say to each other: one JSON object a line, over a socketpair,
+UTF-8, no pickle. Standard library only.
 
-Standard library only: this module is imported by every worker. It is spoken by `daemon.workers.warm` on the daemon's
-side and by `daemon.workers.child.serve` on the worker's; an engine only gives `serve` its `perform`.
+The process is a warm worker (`daemon.workers.child` on its side, `daemon.workers.warm` on the daemon's; an engine only
+gives `Worker.serve` its `perform`), or the keeper of commands (`daemon.workers.keeper` and `daemon.workers.keeping`).
 
 From the daemon:
 
-    {"type": "perform", "run", "attempt", "folder", "env", "task", "limits"}
-        Perform one attempt. `task` is the fields of the PythonTask or the InferenceTask of `daemon.ports` by their
-        own names; `env` is what this attempt adds to the worker's environment (HERMESD_RUN, HERMESD_ATTEMPT,
-        HERMESD_FOLDER); `limits` may hold `cpu_seconds`, which counts from here.
-    {"type": "perform", "run", "attempt", "folder", "file"}
-        The same, too long for a line: the whole message is in the file at path `file`.
+    {"type": "perform", "run", "attempt", "folder", ...}
+        Perform one attempt. For a worker: `place`, the folder for its own files ("" for none); `task`, the fields of
+        the PythonTask or the InferenceTask of `daemon.ports` by their own names; `env`, what this attempt adds to the
+        worker's environment (HERMESD_RUN, HERMESD_ATTEMPT, HERMESD_FOLDER); `limits`, which may hold `cpu_seconds`,
+        counted from here, and `output`. For the keeper: `argv`, `cwd`, `stdin`, `env` (all of it) and `limits`.
+    {"type": "perform", "run", "attempt", "folder", "file", "env"}
+        The same, too long for a line: the whole message is in the file at path `file`, but for the variables that hold
+        secrets: they stand in `env` here.
 
-Orders may be sent ahead; the worker performs one at a time, in the order received. The end of the stream means that
-the daemon wants no more of the worker, or is dead: the worker finishes what it has claimed, leaves the rest unclaimed
-for whoever comes, and exits.
+Orders may be sent ahead. A worker performs one at a time, in the order received; the keeper begins each at once. The
+end of the stream means that the daemon wants no more, or is dead: what is claimed is finished, the rest stays unclaimed
+for whoever comes, and then the process exits.
 
-From the worker:
+To the daemon:
 
     {"type": "ready"}
-        It is up. A worker that ends before this could not start.
-    {"type": "claimed", "run", "attempt"}
-        The claim file is its own: from here on nobody else performs this attempt.
+        It is up. A process that ends before this could not start.
     {"type": "refused", "run", "attempt"}
         Somebody else has the claim; it does nothing with this attempt.
+    {"type": "failed", "run", "attempt", "note"}
+        No claim could be written, and nothing was begun.
+
+of a worker:
+
+    {"type": "claimed", "run", "attempt"}
+        The claim is its own: from here on nobody else performs this attempt.
     {"type": "ended", "run", "attempt", "code", "cpu_ms", "rss_kib", "note"}
         Over; result, status and output are in the folder. `rss_kib` is the worker's peak so far.
     {"type": "facts", ...}
         What people may want to know of this worker (state, device, load_ms); merged into its view.
 
-Files in the attempt's folder, the worker's to write: `claim`, `stdout.log`, `stderr.log`, `result.json` (only with
-status 0), `status` (see `daemon.workers.claim`).
+of the keeper:
+
+    {"type": "began", "run", "attempt", "pid", "started"}
+        The claim is its own, and the command's process runs.
+    {"type": "ended", "run", "attempt", "code", "signal", "cpu_ms", "rss_kib", "note"}
+        Over; status and output are in the folder, and what the command left behind is dead. Without "began", it could
+        not begin.
+
+Files in the attempt's folder: `claim` (see `daemon.workers.claim`), `stdout.log` and `stderr.log` (only if something
+was printed), `result.json` (a worker's, only with status 0).
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import socket
 from typing import Any
 
 Message = dict[str, Any]
 
 LINE_BYTES_MAX = 16_384
-"""Longest order sent on the socket; a longer one goes by file. Sent-ahead orders times this must fit in the socket's
-buffer, for the daemon never waits for a worker to read."""
+"""Longest order sent on the socket; a longer one goes by file."""
+BUFFER_BYTES = 16 * LINE_BYTES_MAX
+"""What a socket holds unread. Orders sent ahead must fit in, for the daemon never waits for anybody to read."""
 
 
 def line_of(message: Message) -> bytes:
@@ -66,3 +85,72 @@ class Lines:
                 raise ValueError(f"expected a JSON object on the worker's line, got {line[:80]!r}")
             messages.append(message)
         return messages
+
+
+class Channel:
+    """The daemon's end. It never waits: what does not fit in the buffer is kept until the next `send`."""
+
+    def __init__(self, ours: socket.socket) -> None:
+        self._socket = ours
+        self._lines = Lines()
+        self._unsent = b""
+        self.ended = False
+        """The other side has no more to say."""
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, int]:
+        """Our end, and the descriptor to give away, which is the caller's to close. OSError if there are too many."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+            ours.setblocking(False)
+            # Above 3, or giving it away as 3 would be giving it to itself.
+            return cls(ours), fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, 10)
+
+    @property
+    def closed(self) -> bool:
+        return self._socket.fileno() < 0
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, data: bytes) -> None:
+        """Send this after what is still unsent. That nobody listens any more is no error: its end is seen soon."""
+        self._unsent += data
+        if self._unsent:
+            try:
+                self._unsent = self._unsent[self._socket.send(self._unsent) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._unsent = b""
+
+    def receive(self) -> list[Message]:
+        """Everything that was said."""
+        messages: list[Message] = []
+        while not self.ended:
+            try:
+                data = self._socket.recv(1 << 16)
+            except BlockingIOError:
+                break
+            except OSError:
+                data = b""
+            if not data:
+                self.ended = True
+                break
+            messages += self._lines.feed(data)
+            if len(data) < 1 << 16:
+                break
+        return messages
+
+    def say_no_more(self) -> None:
+        """Tell the other side that this was all."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+
+    def close(self) -> None:
+        self._socket.close()

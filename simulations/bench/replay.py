@@ -1,7 +1,10 @@
-"""Reading it all again: verified, then folded into the graph, beside a bare JSON parse of every line."""
+"""Reading the past: verified, sealed, folded into the graph, beside bare parsing of the same bytes; a daemon's start on
+a long one, with and without a snapshot; and memory while all of it is read."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import perf_counter
@@ -9,43 +12,136 @@ from time import perf_counter
 import orjson
 
 from daemon.system import OsDisk
+from ledger.ledger import Bounds
 from ledger.reader import read
-from simulations.bench.daemon import DaemonProcess, make_home
+from ledger.segment import segments_in
+from simulations.bench.daemon import DaemonProcess, Stuck, make_home
 from simulations.bench.figure import Figure, Target, figure
 from simulations.bench.past import job_of, make_past
 from simulations.bench.place import Bench
+from state import snapshot
 from state.graph import Graph
 from state.projector import fold
 
+JOBS = 100
+_ROOT = Path(__file__).resolve().parents[2]
+_MB = 1_000_000
+
 
 def measure(bench: Bench) -> list[Figure]:
-    count = bench.some(100_000, 600)
-    bench.tell(f"making a ledger of {count} events")
-    jobs = [job_of(number) for number in range(100)]
-    home, fresh = make_home(bench.folder / "old", jobs), make_home(bench.folder / "fresh", jobs)
-    records = make_past(home, count, len(jobs))
-    disk = OsDisk(home)
-    files = sorted((home / "ledger").glob("*.jsonl"))
-    rates: list[list[float]] = [[], [], []]
+    jobs = [job_of(number) for number in range(JOBS)]
+    long = make_home(bench.folder / "long", jobs)
+    bench.tell(f"making a ledger of {bench.events} events")
+    make_past(long, bench.events, JOBS)
+    return [*_rates(bench), *_starts(bench, long), *_memory(bench, long)]
+
+
+def _rates(bench: Bench) -> list[Figure]:
+    """The same events in one segment that is not sealed, and in ones that are."""
+    count = bench.some(100_000, 3000)
+    jobs = [job_of(number) for number in range(JOBS)]
+    plain, sealed = make_home(bench.folder / "plain", jobs), make_home(bench.folder / "sealed", jobs)
+    bench.tell(f"making two ledgers of {count} events")
+    records = make_past(plain, count, JOBS, Bounds(segment_bytes=1 << 40))
+    make_past(sealed, count, JOBS, Bounds(segment_bytes=bench.some(16 << 20, 1 << 18)))
+    last = segments_in(OsDisk(sealed).list("ledger"))[-1].first_seq - 1
+    files = sorted((plain / "ledger").glob("0*.jsonl"))
+    works: tuple[tuple[int, Callable[[], object]], ...] = (
+        (records, lambda: _parse(files)),
+        (records, lambda: _drain(read(OsDisk(plain)))),
+        (last, lambda: _drain(read(OsDisk(sealed), until=last))),
+        (records, lambda: fold(Graph(), read(OsDisk(plain)))),
+        (last, lambda: fold(Graph(), read(OsDisk(sealed), until=last))),
+    )
+    rates: list[list[float]] = [[] for _ in works]
     for turn in range(bench.rounds):
-        bench.tell(f"reading it, round {turn + 1} of {bench.rounds}")
-        for which, work in enumerate((
-            lambda: _drain(read(disk)), lambda: fold(Graph(), read(disk)), lambda: _parse(files)
-        )):  # fmt: skip
-            rates[which].append(records / _seconds(work))
-    target = Target(at_least=250_000)
-    starts: list[list[float]] = [[], []]
-    for turn in range(bench.some(3, 1)):
-        bench.tell(f"starting a daemon on it, round {turn + 1}")
-        for which, folder in enumerate((home, fresh)):
-            began_s = perf_counter()
-            with DaemonProcess(folder):
-                starts[which].append(perf_counter() - began_s)
+        bench.tell(f"reading them, round {turn + 1} of {bench.rounds}")
+        for which, (events, work) in enumerate(works):
+            rates[which].append(events / _seconds(work))
+    parsed, verified, of_sealed, folded, sealed_folded = rates
+    bare = "orjson.loads per line"
     return [
-        figure("read, verified", "events/s", rates[0], "orjson.loads per line", rates[2], target),
-        figure("read, verified, folded", "events/s", rates[1], "orjson.loads per line", rates[2]),
-        figure(f"daemon ready, {count} events", "s", starts[0], "a fresh home", starts[1]),
+        figure("read, verified", "events/s", verified, bare, parsed, Target(at_least=250_000)),
+        figure("read, sealed", "events/s", of_sealed, bare, parsed, Target(at_least=500_000)),
+        figure("read, sealed", "events/s", of_sealed, "read, verified", verified, Target(at_least=2, of_ratio=True)),
+        figure("verified and folded", "events/s", folded, bare, parsed, Target(at_least=250_000)),
+        figure("sealed and folded", "events/s", sealed_folded, "verified and folded", folded),
     ]
+
+
+def _starts(bench: Bench, home: Path) -> list[Figure]:
+    """From the command to ready. The first daemon finds no snapshot, and leaves one when it stops."""
+    fresh = make_home(bench.folder / "fresh", [job_of(number) for number in range(JOBS)])
+    bench.tell("starting a daemon on it, in full")
+    full = [_ready_s(home)]
+    if not snapshot.stored_in(OsDisk(home)) and not bench.quick:
+        raise Stuck("the daemon left no snapshot when it stopped")
+    kept: list[float] = []
+    new: list[float] = []
+    for turn in range(bench.some(3, 1)):
+        bench.tell(f"starting a daemon on it, from a snapshot, round {turn + 1}")
+        kept.append(_ready_s(home))
+        new.append(_ready_s(fresh))
+    what = f"daemon ready, {bench.events:,} events"
+    return [
+        figure(f"{what}, in full", "s", full, "a fresh home", new, Target(at_most=5)),
+        figure(f"{what}, from a snapshot", "s", kept, "a fresh home", new, Target(at_most=2)),
+    ]
+
+
+def _ready_s(home: Path) -> float:
+    began_s = perf_counter()
+    with DaemonProcess(home):
+        return perf_counter() - began_s
+
+
+def _memory(bench: Bench, home: Path) -> list[Figure]:
+    """How much the process grows over the second half. By then everything that is kept has its full size."""
+    found = []
+    for what in ("read", "fold"):
+        bench.tell(f"memory while {bench.events} events are replayed ({what})")
+        done = subprocess.run(
+            [sys.executable, "-c", _SAMPLES, str(home), what, str(max(1, bench.events // 40))],
+            cwd=_ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise Stuck(f"replaying {home} failed: {done.stderr}")
+        resident = [int(word) for word in done.stdout.split()]
+        middle = len(resident) // 2
+        grown = (max(resident[middle:]) - max(resident[:middle])) / _MB
+        name = "replay, verified" if what == "read" else "replay, folded"
+        found += [
+            figure(f"{name}: peak resident", "MB", [max(resident) / _MB]),
+            figure(f"{name}: growth", "MB", [max(0.0, grown)], target=Target(at_most=5), note=(
+                f"The peak of the second half of {bench.events:,} events above that of the first ({grown:+.1f} MB). "
+                "With `--events 10000000`, of ten million.")),
+        ]  # fmt: skip
+    return found
+
+
+_SAMPLES = """
+import sys
+from itertools import islice
+import psutil
+from daemon.reading import replaying
+from daemon.system import OsDisk
+from ledger.reader import read
+from state.graph import Graph
+from state.projector import fold
+home, what, every = sys.argv[1], sys.argv[2], int(sys.argv[3])
+process, graph, records = psutil.Process(), Graph(), read(OsDisk(home))
+with replaying():
+    while True:
+        if what == "fold":
+            before = graph.seq
+            fold(graph, islice(records, every))
+            count = graph.seq - before
+        else:
+            count = sum(1 for _ in islice(records, every))
+        if not count:
+            break
+        print(process.memory_info().rss)
+"""
 
 
 def _parse(files: list[Path]) -> None:

@@ -1,16 +1,20 @@
-"""Command runs: each granted, started, watched and recorded, beside processes that are merely spawned."""
+"""Command runs: each granted, started, watched and recorded, beside processes that are merely spawned, and beside peers
+that are given the same process to run."""
 
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from time import perf_counter
 from typing import Any
 
 from ledger.record import Record
-from simulations.bench.daemon import DaemonProcess, Watched, make_home, spawned_at_once
+from simulations.bench.daemon import DaemonProcess, Stuck, Watched, make_home, spawned_at_once
 from simulations.bench.figure import Figure, Target, figure
 from simulations.bench.past import job_of
 from simulations.bench.place import Bench
+from simulations.bench.queue import beside
 
 Json = Any
 
@@ -43,13 +47,17 @@ def measure(bench: Bench) -> list[Figure]:
             syncs.append((records[-1].batch - records[0].batch + 1) / count)
     above_ms = [ours - theirs for ours, theirs in zip(*cpu_ms, strict=True)]
     at_once = f"posix_spawn, {CONCURRENCY} at once"
+    name, scheduler = "durable command runs", _apscheduler(bench, count)
     return [
-        figure("command runs", "runs/s", rates[0], at_once, rates[1], Target(at_least=1000)),
-        figure("command runs", "runs/s", rates[0], "the same in sh, status kept", rates[2]),
+        figure(name, "runs/s", rates[0], at_once, rates[1], Target(at_least=0.5, of_ratio=True)),
+        figure(name, "runs/s", rates[0], "the same in sh, status kept", rates[2]),
+        *beside(bench, name, rates[0], "command", count, CONCURRENCY, "thread"),
+        figure(name, "runs/s", rates[0], "APScheduler, in memory", scheduler, note=(
+            "APScheduler is no peer in keeping what it did: its jobs are in memory, and nothing is left of them.")),
         figure("daemon's CPU for a run", "ms", cpu_ms[0], at_once, cpu_ms[1]),
         figure("... above posix_spawn", "ms", above_ms, target=Target(at_most=1.2)),
         figure("syncs for a run", "fdatasync", syncs, target=Target(at_most=3)),
-    ]
+    ]  # fmt: skip
 
 
 def _runs(
@@ -72,3 +80,37 @@ def _spawned(argv: list[str], count: int) -> tuple[float, float]:
     after = resource.getrusage(resource.RUSAGE_SELF)
     used_s = after.ru_utime + after.ru_stime - own.ru_utime - own.ru_stime
     return count / took_s, used_s * 1000 / count
+
+
+def _apscheduler(bench: Bench, count: int) -> list[float]:
+    """Jobs per second, from the first one added to the last one executed, as many threads as we have runs at once."""
+    bench.tell(f"{count} jobs of APScheduler, {bench.rounds} rounds")
+    argv = [sys.executable, "-c", _SCHEDULER, str(count), str(bench.rounds), str(CONCURRENCY)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        raise Stuck(f"APScheduler did not do its jobs: {done.stderr}")
+    return [float(word) for word in done.stdout.split()]
+
+
+_SCHEDULER = """
+import subprocess, sys, threading, time
+from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED, EVENT_JOB_MISSED
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+count, rounds, threads = map(int, sys.argv[1:])
+null = subprocess.DEVNULL
+scheduler = BackgroundScheduler(executors={"default": ThreadPoolExecutor(threads)})
+ended = threading.Semaphore(0)
+scheduler.add_listener(lambda event: ended.release(), EVENT_JOB_EXECUTED | EVENT_JOB_ERROR | EVENT_JOB_MISSED)
+scheduler.start()
+for turn in range(-1, rounds):
+    began = time.perf_counter()
+    for _ in range(count):
+        scheduler.add_job(subprocess.run, args=[["/bin/true"]], kwargs=dict(stdin=null, stdout=null, stderr=null),
+                          misfire_grace_time=None)
+    for _ in range(count):
+        ended.acquire()
+    if turn >= 0:
+        print(count / (time.perf_counter() - began))
+scheduler.shutdown()
+"""

@@ -1,62 +1,22 @@
-"""Planning by how much is due and how much exists, and how late a run starts."""
+"""How late a run starts, beside a program that only sleeps until the same instant and spawns the same command."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
-from time import perf_counter, sleep, time
-from typing import Any
-
-import yaml
+from time import sleep, time
 
 from ledger.instant import ms_of
-from policies.agenda import Agenda
-from policies.decision import decide
-from policies.policy import adopt
-from policies.question import ask
 from simulations.bench.daemon import DaemonProcess, Watched, make_home
 from simulations.bench.figure import Figure, Target, figure, percentile
-from simulations.bench.past import START_MS, graph_of, job_of
+from simulations.bench.past import job_of
 from simulations.bench.place import Bench
 
-Json = Any
-
-_DUE = 100
 _PERIOD_MS = 125
 _SAYS_WHEN = ["/bin/date", "+%s.%N"]
-_POLICY = Path(__file__).resolve().parents[2] / "policies" / "defaults" / "scheduling.yaml"
 
 
 def measure(bench: Bench) -> list[Figure]:
-    return [*_planning(bench), *_lateness(bench)]
-
-
-def _planning(bench: Bench) -> list[Figure]:
-    """From the graph to the plan with its hash; nothing is recorded and nothing is looked up on the disk."""
-    policy = adopt(yaml.safe_load(_POLICY.read_text()), {"max_running": 2 * _DUE})
-    took_ms: dict[int, list[float]] = {}
-    sizes = (bench.some(1_000, 200), bench.some(10_000, 400))
-    for size in sizes:
-        bench.tell(f"planning with {size} jobs of which {_DUE} are due")
-        due, later = {"every": "1m"}, {"cron": "30 4 1 1 *"}
-        graph = graph_of([job_of(number, due if number < _DUE else later) for number in range(size)])
-        agenda = Agenda.of(graph)
-
-        def plan(graph: Any = graph, agenda: Agenda = agenda) -> None:
-            decided = decide(ask(graph, agenda, policy, START_MS + 60_000)).decisions
-            assert len(decided) == _DUE
-
-        took_ms[size] = [median(_seconds(plan) * 1000 for _ in range(bench.some(5, 1))) for _ in range(bench.rounds)]
-    small, large = sizes
-    return [
-        figure(f"plan {_DUE} due of {large} jobs", "ms", took_ms[large], f"{_DUE} due of {small} jobs", took_ms[small],
-               Target(at_most=5)),
-    ]  # fmt: skip
-
-
-def _lateness(bench: Bench) -> list[Figure]:
     """A slot every 125 ms; the command itself says when it runs, by its own clock."""
     slots, parts = bench.some(104, 4), 1000 // _PERIOD_MS
     jobs = [
@@ -107,9 +67,3 @@ def _bare_lateness_ms(folder: Path, slots: int) -> list[float]:
 def _ms(ts: str) -> float:
     """Of a record's `ts`, which has microseconds."""
     return ms_of(ts[:23] + "Z") + int(ts[23:26]) / 1000
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began_s = perf_counter()
-    work()
-    return perf_counter() - began_s

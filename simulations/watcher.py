@@ -14,10 +14,13 @@ The rules, from the design's page on scheduling:
 from __future__ import annotations
 
 import calendar
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 MINUTE = timedelta(minutes=1)
+_DAY = timedelta(days=1)
+_SHOWN_MAX = 20_000
 _MONTHS = {name: number for number, name in enumerate(calendar.month_abbr) if name}
 _DAYS = {"Sun": 0, "Mon": 1, "Tue": 2, "Wed": 3, "Thu": 4, "Fri": 5, "Sat": 6}
 _NAMED = {
@@ -52,6 +55,7 @@ def _values(field: str, low: int, high: int, names: dict[str, int] | None = None
 
 class Expression:
     def __init__(self, text: str) -> None:
+        self.text = text
         self.minute, self.hour, self.day, self.month, self.weekday = _NAMED.get(text, text).split()
         self.minutes = _values(self.minute, 0, 59)
         self.hours = _values(self.hour, 0, 23)
@@ -60,9 +64,6 @@ class Expression:
             self.minute.startswith("*") or self.hour.startswith("*") or len(self.minutes) == 60 or len(self.hours) == 24
         )
         self._dates: dict[tuple[int, int, int], bool] = {}
-
-    def matches(self, wall: datetime) -> bool:
-        return wall.minute in self.minutes and wall.hour in self.hours and self.matches_date(wall)
 
     def matches_date(self, wall: datetime) -> bool:
         date = (wall.year, wall.month, wall.day)
@@ -96,32 +97,54 @@ class Expression:
         return weekday in {value % 7 for value in _values(term, 0, 7, _DAYS)}
 
 
-def slots(text: str, zone: str, after: datetime, until: datetime, limit: int = 10**9) -> list[datetime]:
+def slots(text: str, zone: str, after: datetime, until: datetime) -> list[datetime]:
     """Instants with after < t <= until, as datetimes in UTC."""
-    expression, place = Expression(text), ZoneInfo(zone)
-    found: list[datetime] = []
+    return watch([text], zone, after, until)[text]
+
+
+def watch(texts: Iterable[str], zone: str, after: datetime, until: datetime) -> dict[str, list[datetime]]:
+    """The slots of several expressions, from one watch of the wall of their zone."""
+    expressions = [Expression(text) for text in dict.fromkeys(texts)]
+    place = ZoneInfo(zone)
+    found: dict[str, list[datetime]] = {expression.text: [] for expression in expressions}
+    by_time: dict[tuple[int, int], list[Expression]] = {}
+    for expression in expressions:
+        for hour in expression.hours:
+            for minute in expression.minutes:
+                by_time.setdefault((hour, minute), []).append(expression)
+
+    def matching(reading: datetime) -> list[Expression]:
+        return [one for one in by_time.get((reading.hour, reading.minute), ()) if one.matches_date(reading)]
+
     # Watching begins two days early, so that it is known which readings the wall has shown already.
-    moment = after.astimezone(UTC).replace(second=0, microsecond=0) - timedelta(days=2)
+    moment = after.astimezone(UTC).replace(second=0, microsecond=0) - 2 * _DAY
     shown: set[datetime] = set()
     wall = _reading(moment, place)
-    while moment < until and len(found) < limit:
-        if not any(expression.matches_date(wall + timedelta(days=days)) for days in range(-2, 4)):
-            moment += timedelta(days=1)  # No slot is near; this only saves the reader's time.
+    while moment < until:
+        if moment.minute == 0 and not any(one.matches_date(wall + _DAY * n) for one in expressions for n in _NEAR):
+            moment += _DAY  # No slot is near; this only saves the reader's time.
             wall = _reading(moment, place)
             continue
         moment += MINUTE
         earlier, wall = wall, _reading(moment, place)
-        due = expression.matches(wall)
-        if not expression.repeats:
-            due = due and wall not in shown
-            sprung = wall - earlier - MINUTE
-            if timedelta(0) < sprung <= timedelta(hours=3):
-                skipped = (earlier + MINUTE * step for step in range(1, sprung // MINUTE + 1))
-                due = due or any(expression.matches(reading) for reading in skipped)
-            shown.add(wall)
+        due = matching(wall)
+        if wall in shown:
+            due = [one for one in due if one.repeats]
+        sprung = wall - earlier - MINUTE
+        if timedelta(0) < sprung <= timedelta(hours=3):
+            skipped = [earlier + MINUTE * step for step in range(1, sprung // MINUTE + 1)]
+            made_up = [one for reading in skipped for one in matching(reading) if not one.repeats]
+            due = list(dict.fromkeys(due + made_up))
+        shown.add(wall)
+        if len(shown) > _SHOWN_MAX:  # No wall goes back by more than a day.
+            shown = {reading for reading in shown if reading > wall - 3 * _DAY}
         if due and after < moment <= until:
-            found.append(moment)
+            for one in due:
+                found[one.text].append(moment)
     return found
+
+
+_NEAR = range(-2, 4)
 
 
 def _reading(moment: datetime, place: ZoneInfo) -> datetime:

@@ -1,0 +1,79 @@
+"""How much may be spent in how long: runs and tokens, in windows that end now.
+
+A budget is a lease on an amount: the start of an attempt reserves a run and the tokens its job says it needs, its end
+settles the tokens at what was really used (`state.spending`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field, StrictInt
+
+from policies.field import Spec
+
+Json = Any
+
+WINDOWS_MS = {"minute": 60_000, "hour": 3_600_000, "day": 86_400_000}
+Amount = Annotated[StrictInt, Field(ge=1)] | None
+
+
+class Budget(Spec):
+    """At most so many within any minute, hour or day that ends now."""
+
+    runs_per_minute: Amount = None
+    runs_per_hour: Amount = None
+    runs_per_day: Amount = None
+    tokens_per_minute: Amount = None
+    tokens_per_hour: Amount = None
+    tokens_per_day: Amount = None
+
+
+class Pool(Budget):
+    """What the jobs with one tag share. The pool has the tag's name."""
+
+    places: Amount = None
+    """How many of their attempts run at once."""
+
+
+class Short(NamedTuple):
+    rule: str
+    reason: str
+    never: bool
+    """No wait would help: one attempt asks for more than the whole budget."""
+    not_before_ms: int
+
+
+Entries = Sequence[tuple[int, str, int]]
+
+
+def limits(budget: Mapping[str, Json]) -> Iterator[tuple[str, str, int, int]]:
+    """Field, what it counts, window in ms, amount."""
+    for field, amount in budget.items():
+        what, _, window = field.partition("_per_")
+        if amount is not None and window:
+            yield field, what, WINDOWS_MS[window], amount
+
+
+def short(account: str, budget: Mapping[str, Json], entries: Entries, wall_ms: int, tokens: int) -> Short | None:
+    """Why another attempt that asks for `tokens` does not fit in now; None if it does."""
+    for field, what, window_ms, amount in limits(budget):
+        asked = tokens if what == "tokens" else 1
+        if not asked:
+            continue
+        rule, name = f"budget.{field}", account.partition(":")[2]
+        if asked > amount:
+            reason = f"needs {asked} tokens, and {field} of {name} is {amount}"
+            return Short(rule, reason, never=True, not_before_ms=0)
+        inside = [entry for entry in entries if entry[0] > wall_ms - window_ms]
+        spent = sum(entry[2] if what == "tokens" else 1 for entry in inside)
+        if spent + asked <= amount:
+            continue
+        over = spent + asked - amount
+        for at_ms, _, used in inside:  # In the order of time: the oldest leave the window first.
+            over -= used if what == "tokens" else 1
+            if over <= 0:
+                reason = f"{field} of {name} is {amount}, and {spent} are spent"
+                return Short(rule, reason, never=False, not_before_ms=at_ms + window_ms)
+    return None

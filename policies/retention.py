@@ -1,0 +1,30 @@
+"""Which ended runs leave the graph, and with them their folders, because their job keeps none so old.
+
+How many a job keeps (`keep.runs`) is a rule of the graph itself; the age is looked at now and then. The ledger keeps
+everything.
+"""
+
+from __future__ import annotations
+
+from ledger.instant import ms_of
+from ledger.record import Draft
+from state.events import draft
+from state.graph import Graph
+
+_DAY_MS = 86_400_000
+_AT_ONCE = 500
+
+
+def forgotten(graph: Graph, wall_ms: int) -> Draft | None:
+    """The event for the runs whose time is over, at most 500 of them; None if there are none."""
+    names: list[str] = []
+    for _, job in sorted(graph.jobs.items()):
+        days = job.spec.get("keep", {}).get("days")
+        if days is None:
+            continue
+        for name in job.kept:
+            run = graph.run(name)
+            if run is None or len(names) == _AT_ONCE or ms_of(run.ended_at) > wall_ms - days * _DAY_MS:
+                break  # Those behind it ended later.
+            names.append(name)
+    return draft("runs.forgotten", "runs", {"runs": names}) if names else None

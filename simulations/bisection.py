@@ -1,0 +1,130 @@
+"""The first event after which an expression over the graph stops, or starts, to hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from ledger.disk import Disk
+from ledger.reader import read
+from ledger.record import Record
+from simulations.expression import Expression
+from state.graph import Graph
+from state.projector import apply
+from state.snapshot import restore, usable
+from state.upcast import as_current
+
+Json = Any
+
+
+class Change(NamedTuple):
+    record: Record
+    holds: bool
+    """From this event on."""
+    before: dict[str, Json]
+    """What the expression reads, as it is written -> its value."""
+    after: dict[str, Json]
+
+
+class Found(NamedTuple):
+    change: Change | None
+    """None: it holds, or does not, all the time."""
+    holds_first: bool
+    looked_from: int
+    """The record behind which events were folded one by one."""
+    records: int
+
+
+def bisect(
+    disk: Disk,
+    projector: str,
+    expression: Expression,
+    *,
+    after: int = 0,
+    until: int | None = None,
+    monotone: bool = False,
+) -> Found:
+    """Look between two records. `monotone`: the value changes once at most, which the caller vouches for; then what
+    lies between snapshots with the same value need not be looked at."""
+    restored = restore(disk, projector, until=after) if after else None
+    graph, start = (restored.graph, restored.head.seq) if restored is not None else (Graph(), 0)
+    first = expression.holds(graph)
+    if monotone:
+        for kept, head in usable(disk, projector, until=until):
+            if head.seq <= start:
+                break
+            if expression.holds(kept) == first and _bound(disk, head.seq, head.hash):
+                graph, start = kept, head.seq
+                break
+    return _walk(read(disk, after=start, until=until), graph, expression, first, start)
+
+
+def _bound(disk: Disk, seq: int, hash_: str) -> bool:
+    """Whether the ledger has this very record."""
+    record = next(read(disk, after=seq - 1, until=seq), None)
+    return record is not None and record.hash == hash_
+
+
+def _walk(records: Iterable[Record], graph: Graph, expression: Expression, first: bool, start: int) -> Found:
+    count = 0
+
+    def counted() -> Iterator[Record]:
+        nonlocal count
+        for record in as_current(records):
+            count += 1
+            yield record
+
+    told = counted()
+    if expression.jobs:
+        told = only(told, expression.jobs, graph)
+    before = _values(expression, graph)
+    for record in told:
+        patch = apply(graph, record)
+        graph.merge(patch, record.seq)
+        if not expression.concerns(patch.put, patch.drop):
+            continue
+        holds = expression.holds(graph)
+        if holds != first:
+            return Found(Change(record, holds, before, _values(expression, graph)), first, start, count)
+        before = _values(expression, graph)
+    return Found(None, first, start, count)
+
+
+def _values(expression: Expression, graph: Graph) -> dict[str, Json]:
+    return {text: read(graph) for text, read in expression.names.items()}
+
+
+_OF_A_JOB = frozenset(
+    {
+        "job.defined", "job.changed", "job.removed", "job.paused", "job.resumed", "start.requested",
+        "backfill.requested", "files.arrived", "files.gone", "files.hidden",
+    }
+)  # fmt: skip
+_OF_A_RUN = frozenset(
+    {"run.started", "run.adopted", "run.stopping", "run.finished", "run.fenced", "lease.refused", "cancel.requested"}
+)
+
+
+def only(records: Iterable[Record], jobs: set[str], graph: Graph) -> Iterator[Record]:
+    """The part of the past that has made these jobs what they are: the nodes of other jobs and of their runs do not
+    come to be. A job's node follows from its own events and those of its runs alone, and the policy."""
+    runs = {run.name for run in graph.active.values() if run.job in jobs}
+    runs |= {name for job in jobs if job in graph.jobs for name in graph.jobs[job].kept}
+    for record in records:
+        kind, data = record.type, record.data
+        if kind == "plan.decided":
+            decisions = [one for one in data["decisions"] if one["job"] in jobs]
+            if decisions:
+                runs.update(one["run"] for one in decisions)
+                yield record._replace(data={**data, "decisions": decisions})
+        elif kind in _OF_A_RUN:
+            if data["run"] in runs:
+                yield record
+        elif kind in _OF_A_JOB:
+            if data["job"] in jobs:
+                yield record
+        elif kind == "runs.forgotten":
+            if left := [run for run in data["runs"] if run in runs]:
+                yield record._replace(data={**data, "runs": left})
+        elif kind in ("policy.adopted", "backfill.cancelled"):
+            yield record

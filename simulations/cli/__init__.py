@@ -1,0 +1,1 @@
+"""The verbs of `hermesd` that look at what has not happened: `simulate`, `whatif`, `bisect`."""

@@ -1,0 +1,32 @@
+"""A job's spec as the graph holds it: parts that say the same in many jobs, mostly defaults, are held once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+Json = Any
+
+_PARTS_MAX = 4096
+_PART_LETTERS_MAX = 256
+_parts: dict[str, Json] = {}
+"""Memory only: what a spec says does not depend on it. Nothing of a graph is ever changed in place."""
+
+
+def shared(spec: Mapping[str, Json]) -> dict[str, Json]:
+    """An equal spec, with its small parts shared."""
+    return {name: _shared(part) for name, part in spec.items()}
+
+
+def _shared(part: Json) -> Json:
+    if part is None or isinstance(part, bool | int):
+        return part
+    text = orjson.dumps(part).decode()  # As text, since orjson's bytes keep the whole buffer they were written in.
+    if len(text) > _PART_LETTERS_MAX:
+        return part
+    known = _parts.get(text)
+    if known is None and len(_parts) < _PARTS_MAX:
+        _parts[text] = known = part
+    return part if known is None else known

@@ -1,0 +1,37 @@
+"""What budgets have given out. A start reserves a run and its tokens; the end settles the tokens at what was used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from state.graph import Spending
+
+Json = Any
+
+LONGEST_MS = 86_400_000
+"""The longest window of any budget: older entries are forgotten."""
+
+
+def accounts(job: str, spec: Mapping[str, Json], policy: Mapping[str, Json]) -> list[str]:
+    """The accounts that a run of `job` draws on: its own where it has a budget, and those of its tags that the policy
+    names as pools."""
+    found = [f"job:{job}"] if spec.get("budget") else []
+    pools = policy.get("pools") or {}
+    return found + [f"tag:{tag}" for tag in spec.get("tags", ()) if tag in pools]
+
+
+def reserved(spending: Spending, at_ms: int, run: str, tokens: int) -> Spending:
+    kept = tuple(entry for entry in spending.entries if entry[0] > at_ms - LONGEST_MS)
+    return spending._replace(entries=(*kept, (at_ms, run, tokens)))
+
+
+def settled(spending: Spending, run: str, reserved_tokens: int, used_tokens: int) -> Spending:
+    """The run's latest entry, as it turned out."""
+    entries = list(spending.entries)
+    for place in range(len(entries) - 1, -1, -1):
+        at_ms, name, tokens = entries[place]
+        if name == run and tokens == reserved_tokens:
+            entries[place] = (at_ms, name, used_tokens)
+            break
+    return spending._replace(entries=tuple(entries))

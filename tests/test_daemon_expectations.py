@@ -1,0 +1,136 @@
+"""What counts as success: a file that was promised, as large and of the shape that the job says; told apart from how
+the process ended, and found out without holding up anything."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_shell import Foreground, answer, hermesd, make_home
+
+from daemon.expectation import unmet
+from policies.job import InvalidJob, parse_job
+
+SCHEMA = {"type": "object", "required": ["rows"], "properties": {"rows": {"type": "integer", "minimum": 1}}}
+HANGS = {"type": "string", "pattern": "^(a+)+$"}
+
+
+def job(name: str, writes: str, schema: Any = None, **more: Any) -> dict[str, Any]:
+    shell = f"printf %s '{writes}' >$HERMESD_FOLDER/out.json"
+    expects = {"file": "out.json"} | ({"json_schema": schema} if schema is not None else {})
+    return {"name": name, "kind": "command", "schedule": "manual", "shell": shell, "expects": expects, **more}
+
+
+def test_the_process_the_output_and_the_delivery_are_told_apart(tmp_path: Path) -> None:
+    step = {"name": "s", "kind": "command", "shell": "echo {} >$HERMESD_FOLDER/out.json",
+            "expects": {"file": "out.json", "json_schema": SCHEMA}}  # fmt: skip
+    home = make_home(tmp_path / "home")
+    (home / "jobs" / "jobs.json").write_text(json.dumps([
+        job("good", '{"rows": 2}', SCHEMA),
+        job("bad", '{"rows": 0}', SCHEMA),
+        job("empty", "", SCHEMA),
+        job("none", "x", None, shell="true", retry={"attempts": 2, "base": "0s", "on": "output"}),
+        job("fails", "x", SCHEMA, shell="exit 4"),
+        {"name": "agent", "kind": "agent", "schedule": "manual", "steps": [step]},
+    ]))  # fmt: skip
+    with Foreground(home):
+        ended = {}
+        for name in ("good", "bad", "empty", "none", "fails", "agent"):
+            run = answer("start", name, "--wait", "--home", home, code=int(name != "good"))["run"]
+            ended[name] = answer("runs", "show", run, "--home", home)
+        steps = answer("runs", "list", "--job", "agent", "--home", home)
+    assert ended["good"]["reason"] == "exit status 0"
+    assert ended["bad"]["reason"] == "exit status 0, but out.json: $.rows: 0 is less than the minimum of 1"
+    assert ended["empty"]["reason"] == "exit status 0, but out.json has 0 bytes, fewer than 1"
+    assert ended["none"]["reason"] == "exit status 0, but out.json was not written"
+    assert ended["none"]["attempt"] == 2
+    assert ended["fails"]["reason"] == "exit status 4"
+    assert "step s failed: exit status 0, but out.json: $: 'rows' is a required property" in ended["agent"]["reason"]
+    rows = {row["job"]: row.get("expected") for row in json.loads((home / "state" / "runs.json").read_text())["runs"]
+            if "step" not in row}  # fmt: skip
+    assert rows["good"] == {"met": True, "why": ""}
+    assert rows["bad"] == {"met": False, "why": "out.json: $.rows: 0 is less than the minimum of 1"}
+    assert rows["fails"] is None
+    assert len(steps) >= 1
+    assert not list((home / "runs").glob("@*"))
+
+
+def test_a_pattern_that_takes_for_ever_holds_up_nothing_and_a_killed_daemon_has_it_looked_at_again(
+    tmp_path: Path,
+) -> None:
+    home = make_home(tmp_path / "home")
+    jobs = [
+        job("hangs", json.dumps("a" * 60 + "!"), HANGS, timeout="1s"),
+        job("slow", json.dumps("a" * 60 + "!"), HANGS),
+        {"name": "fine", "kind": "command", "schedule": "manual", "argv": ["true"]},
+    ]
+    (home / "jobs" / "jobs.json").write_text(json.dumps(jobs))
+    with Foreground(home) as daemon:
+        hangs = answer("start", "hangs", "--home", home)["run"]
+        slow = answer("start", "slow", "--home", home)["run"]
+        while not list((home / "runs").glob("@slow*/1/claim")):
+            time.sleep(0.05)
+        begun_s = time.monotonic()
+        hermesd("start", "fine", "--wait", "--home", home)
+        assert time.monotonic() - begun_s < 5
+        assert answer("runs", "show", slow, "--home", home)["state"] == "running"
+        daemon.kill()
+    with Foreground(home):
+        deadline = time.monotonic() + 40
+        while answer("runs", "show", slow, "--home", home)["state"] == "running":
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        for run in (hangs, slow):
+            told = answer("runs", "show", run, "--home", home)
+            # Not "timed out": the process had ended in time, and what is slow is the look at what it left.
+            assert told["state"] == "failed"
+            assert "could not be held against its schema: it took too long and was stopped" in told["reason"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "fault"),
+    [
+        ({"type": "objekt"}, "this is no JSON Schema: $.type: 'objekt' is not valid"),
+        ({"properties": {"a": {"pattern": "("}}}, "$.properties.a.pattern: '(' is not a 'regex'"),
+        ({"patternProperties": {"(": {}}}, "$.patternProperties: '(' is not a 'regex'"),
+        ({"$ref": "https://example.org/x"}, "$.$ref leads out of the schema, to 'https://example.org/x'. Nothing is"),
+        ({"items": {"$ref": "#/$defs/x"}}, "$.items.$ref refers to '#/$defs/x', which is not in the schema"),
+        ({"$schema": "http://json-schema.org/draft-07/schema#"}, "the schema is written for http://json-schema.org/d"),
+        ({"enum": ["x" * 70_000]}, "the schemas have more than 65536 bytes together"),
+    ],
+)
+def test_a_schema_that_could_not_be_checked_is_refused_with_its_place(schema: Any, fault: str) -> None:
+    with pytest.raises(InvalidJob) as caught:
+        parse_job(job("a", "x", schema))
+    [found] = map(str, caught.value.faults)
+    assert found.startswith("expects")
+    assert fault in found
+
+
+def test_what_only_looks_like_a_reference_is_data(tmp_path: Path) -> None:
+    schema = {
+        "properties": {"$ref": {"const": "#x"}, "pattern": {"enum": ["("]}},
+        "const": {"$ref": "#x"}, "$defs": {"t": {"$anchor": "t", "type": "object"}}, "allOf": [{"$ref": "#t"}],
+    }  # fmt: skip
+    parse_job(job("a", "x", schema))
+    (tmp_path / "out.json").write_text('{"$ref": "#x"}')
+    assert unmet(tmp_path, [{"file": "out.json", "min_bytes": 1, "json_schema": schema}]) == ""
+
+
+def test_a_file_outside_the_folder_a_pipe_and_no_json_do_not_count(tmp_path: Path) -> None:
+    import os
+
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "x").write_text("1")
+    (tmp_path / "folder" / "link").symlink_to("../x")
+    os.mkfifo(tmp_path / "folder" / "pipe")
+    (tmp_path / "folder" / "text").write_text("no json")
+    found = [
+        unmet(tmp_path / "folder", [{"file": name, "min_bytes": 1, "json_schema": {}}])
+        for name in ("link", "pipe", "text")
+    ]
+    assert found[:2] == ["link leads out of the run's folder", "pipe is no file"]
+    assert found[2].startswith("text is no JSON")
