@@ -72,17 +72,17 @@ def test_archived_segments_stay_readable(home: Path) -> None:
 
 def test_a_proof_is_checked_without_a_home(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "proof.json"
-    file.write_text(hermesd("ledger", "prove", "5", "--home", home).stdout)
-    told = answer("ledger", "prove", "--check", file, "--home", tmp_path / "nowhere")
+    file.write_text(hermesd("events", "prove", "5", "--home", home).stdout)
+    told = answer("events", "prove", "--check", file, "--home", tmp_path / "nowhere")
     assert told["record"]["seq"] == 5
-    hermesd("ledger", "prove", "--check", file, "--root", told["root"])
-    assert "rests on the root" in hermesd("ledger", "prove", "--check", file, "--root", "0" * 64, code=1).stderr
+    hermesd("events", "prove", "--check", file, "--root", told["root"])
+    assert "rests on the root" in hermesd("events", "prove", "--check", file, "--root", "0" * 64, code=1).stderr
     proof = json.loads(file.read_text())
     file.write_text(json.dumps(proof | {"line": proof["line"].replace("note", "lie!")}))
-    assert "it proves nothing" in hermesd("ledger", "prove", "--check", file, code=1).stderr
+    assert "it proves nothing" in hermesd("events", "prove", "--check", file, code=1).stderr
     last = list(read(OsDisk(home)))[-1].seq
-    assert "being written" in hermesd("ledger", "prove", str(last), "--home", home, code=3).stderr
-    hermesd("ledger", "prove", "--home", home, code=2)
+    assert "being written" in hermesd("events", "prove", str(last), "--home", home, code=3).stderr
+    hermesd("events", "prove", "--home", home, code=2)
 
 
 def test_the_refusal_names_the_commands_and_each_does_what_it_says(home: Path, tmp_path: Path) -> None:

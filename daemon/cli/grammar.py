@@ -26,8 +26,9 @@ app = root(
 jobs = group(app, "jobs", "What is to be run, and when.")
 runs = group(app, "runs", "What ran, runs and waits.")
 notices = group(app, "notices", "What somebody is still to be told.")
+events = group(app, "events", "What happened, from the ledger; and proofs of it.", alone=True)
 lease = group(app, "lease", "Keys that keep Hermes and everything beside it out of each other's way.")
-ledger = group(app, "ledger", "The ledger's files: compressed, proven, repaired.")
+ledger = group(app, "ledger", "The ledger's files: compressed, repaired.")
 service = group(app, "service", "The daemon as a service of this user (systemd or launchd).")
 
 
@@ -241,8 +242,8 @@ def note(call: Call, text: Annotated[str, typer.Argument(metavar="TEXT")]) -> No
     runs.note(call, text)
 
 
-@verb(app, "events")
-def events(
+@verb(events, "")
+def events_(
     call: Call,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what comes.")] = False,
     type: Annotated[
@@ -265,6 +266,24 @@ def events(
         call, follow=follow, types=type or [], subject=subject, since=since, until=until, seq=seq, grep=grep,
         limit=limit, form=format,
     )  # fmt: skip
+
+
+@verb(events, "prove")
+def events_prove(
+    call: Call,
+    seq: Annotated[int | None, typer.Argument(min=1, metavar="[SEQ]")] = None,
+    check: Annotated[Path | None, typer.Option("--check", metavar="FILE", help="Check a proof; needs no home.")] = None,
+    root: Annotated[str, typer.Option("--root", metavar="HASH", help="The manifest's root that it must rest on.")] = "",
+) -> int:
+    """Prove that a record is in the ledger, for who has but the manifest's root; or check such a proof."""
+    from daemon.cli import ledger
+    from daemon.cli.failure import Failure
+
+    if check is not None and seq is None:
+        return ledger.check_proof(call, check, root)
+    if seq is None or check is not None or root:
+        raise Failure(Exit.BAD_INPUT, "either SEQ, or --check FILE, which --root goes with")
+    return ledger.prove(call, seq)
 
 
 @verb(app, "state")
@@ -491,24 +510,6 @@ def runs_logs(
     from daemon.cli import runs
 
     runs.logs(call, run, stderr=stderr, follow=follow, attempt=attempt)
-
-
-@verb(ledger, "prove")
-def ledger_prove(
-    call: Call,
-    seq: Annotated[int | None, typer.Argument(min=1, metavar="[SEQ]")] = None,
-    check: Annotated[Path | None, typer.Option("--check", metavar="FILE", help="Check a proof; needs no home.")] = None,
-    root: Annotated[str, typer.Option("--root", metavar="HASH", help="The manifest's root that it must rest on.")] = "",
-) -> int:
-    """Prove that a record is in the ledger, for who has but the manifest's root; or check such a proof."""
-    from daemon.cli import ledger
-    from daemon.cli.failure import Failure
-
-    if check is not None and seq is None:
-        return ledger.check_proof(call, check, root)
-    if seq is None or check is not None or root:
-        raise Failure(Exit.BAD_INPUT, "either SEQ, or --check FILE, which --root goes with")
-    return ledger.prove(call, seq)
 
 
 @verb(ledger, "archive")

@@ -34,9 +34,11 @@ VersionOption = Annotated[
 ]
 
 
-def group(parent: typer.Typer, name: str, help: str) -> typer.Typer:
-    app = typer.Typer(help=help, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.callback()(_common)
+def group(parent: typer.Typer, name: str, help: str, *, alone: bool = False) -> typer.Typer:
+    """Verbs that share a word. `alone`: the word is a verb, too, which `verb(app, "")` gives."""
+    app = typer.Typer(help=help, no_args_is_help=not alone, rich_markup_mode=None, pretty_exceptions_enable=False)
+    if not alone:
+        app.callback()(_common)
     parent.add_typer(app, name=name)
     return app
 
@@ -67,13 +69,16 @@ def root(**settings: Any) -> typer.Typer:
 
 
 def verb(app: typer.Typer, name: str, **settings: Any) -> Callable[[Act], Act]:
-    """Make a function `(call, options...) -> exit code or None` a verb of `app`. Its docstring is the help."""
+    """Make a function `(call, options...) -> exit code or None` a verb of `app`. Its docstring is the help. Without a
+    name it is what the word of the group does where no verb follows."""
 
     def register(act: Act) -> Act:
         _, *options = inspect.signature(act, eval_str=True).parameters.values()
 
         def run(context: typer.Context, home: str | None, json: bool, **values: Any) -> None:
             call = _remember(context, home, json)
+            if context.invoked_subcommand is not None:
+                return
             code = exit_code(call, lambda: act(call, **values))
             if code:
                 raise typer.Exit(int(code))
@@ -88,7 +93,10 @@ def verb(app: typer.Typer, name: str, **settings: Any) -> Callable[[Act], Act]:
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         run.__name__, run.__doc__ = act.__name__, act.__doc__
-        app.command(name, **settings)(run)
+        if name:
+            app.command(name, **settings)(run)
+        else:
+            app.callback(invoke_without_command=True, **settings)(run)
         return act
 
     return register
