@@ -1,16 +1,16 @@
-# make demo | test | check | bench | campaign    Each sets up .venv itself and is quick the second time.
+# make demo | test | check | bench | campaign | kills    Each sets up .venv itself and is quick the second time.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check lint types bench campaign clean
+.PHONY: demo test check lint types bench campaign kills clean
 
 demo: $(STAMP)
 	$(BIN)/hermesd demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 check: lint types test
 
@@ -26,6 +26,9 @@ bench: $(STAMP)
 
 campaign: $(STAMP)
 	$(BIN)/python -m simulations.campaign --cases 1000000
+
+kills: $(STAMP)
+	HERMES_KILL_CYCLES=200 HERMES_UPGRADE_KILLS=500 $(BIN)/python -m pytest -n 2 tests/test_kill_cycles.py tests/test_upgrades_kills.py
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

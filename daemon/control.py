@@ -117,7 +117,7 @@ class ControlServer:
         self._waker = waker
         self._asked: list[Asked] = []
         self._connections: dict[int, _Connection] = {}
-        self._listener = _listen(home)
+        self._listener = listen(home)
         self._identity = _identity(home / SOCKET)
         self._spare: int | None = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         waker.watch(self._listener.fileno(), self._accept)
@@ -399,15 +399,15 @@ def _failure(request_id: str | None, code: str, message: str, advice: str) -> Js
 
 
 @contextlib.contextmanager
-def address_of(home: Path) -> Iterator[str]:
+def address_of(home: Path, name: str = SOCKET) -> Iterator[str]:
     """A path to the socket that fits into a socket address, however deep the home is."""
-    path = str(home / SOCKET)
+    path = str(home / name)
     if len(os.fsencode(path)) <= _SUN_PATH_MAX:
         yield path
     elif sys.platform.startswith("linux"):
         folder = os.open(home, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            yield f"/proc/self/fd/{folder}/{SOCKET}"
+            yield f"/proc/self/fd/{folder}/{name}"
         finally:
             os.close(folder)
     else:
@@ -418,14 +418,15 @@ def address_of(home: Path) -> Iterator[str]:
         )
 
 
-def _listen(home: Path) -> socket.socket:
-    path = home / SOCKET
+def listen(home: Path, name: str = SOCKET) -> socket.socket:
+    """A listening socket of mode 0600 in the home. AlreadyRunning if somebody listens there."""
+    path = home / name
     folder = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         # Two daemons that both find a stale socket: the second would remove the one that the first has just made.
         fcntl.flock(folder, fcntl.LOCK_EX)
-        with address_of(home) as address:
+        with address_of(home, name) as address:
             _remove_stale(path, address)
             earlier = os.umask(0o177)  # the mode is 0600 from birth; a chmod after bind would come too late
             try:
@@ -448,7 +449,7 @@ def _remove_stale(path: Path, address: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise FileExistsError(errno.EEXIST, "is in the way of the daemon's socket: move it away", str(path))
+        raise FileExistsError(errno.EEXIST, "is in the way of our socket: move it away", str(path))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -458,7 +459,8 @@ def _remove_stale(path: Path, address: str) -> None:
             return
         except BlockingIOError:  # somebody listens, and is busy
             pass
-    raise AlreadyRunning(f"a daemon listens on {path} already. See `hermesd status`; stop it before starting another.")
+    what, see = ("a daemon", "hermesd status") if path.name == SOCKET else ("a gateway", "hermesd engines list")
+    raise AlreadyRunning(f"{what} listens on {path} already. See `{see}`; stop it before starting another.")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -13,7 +13,9 @@ import tzlocal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from daemon.gateway.settings import EngineLimits, GatewaySettings, ServedModel
 from policies.fault import BadValue, meant
+from policies.quantity import parse_size
 from policies.zone import zone_named
 
 _SETTINGS_BYTES_MAX = 1 << 20
@@ -30,11 +32,19 @@ TEMPLATE = f"""\
 # models:
 #   big: /srv/models/qwen-7b-instruct
 
+# What `hermesd models add` may keep in models/, all together. Without it: what the disk holds.
+# models_max: 200GB
+
 # Variables that runs get from the daemon's environment. They get no others but those their job sets.
 # environment: [{", ".join(_ENVIRONMENT)}]
 
 # A home on a network or FUSE file system is refused: a lock there may exclude nobody, and a sync may keep nothing.
 # any_file_system: false
+
+# Serve local models over HTTP, OpenAI-compatible, on gateway.sock in this home; see docs/serving.md.
+# gateway:
+#   tcp: 127.0.0.1:8710
+#   model_name: hermes-mini
 """
 
 
@@ -49,9 +59,13 @@ class Settings(BaseModel):
 
     timezone: str = Field(default_factory=lambda: _zone_of_this_machine(), validate_default=True)
     models: dict[str, Path] = {}
+    models_max: str = ""
+    """A size; "" for no bound."""
     environment: list[str] = _ENVIRONMENT
     any_file_system: bool = False
     """Also one on which locks and syncs may not keep their promises."""
+    gateway: GatewaySettings | None = None
+    """The HTTP gateway, which the daemon starts and watches if this is there."""
 
     @field_validator("timezone")
     @classmethod
@@ -66,6 +80,13 @@ class Settings(BaseModel):
             return models
         return {alias: Path(folder).expanduser() if isinstance(folder, str) else folder
                 for alias, folder in models.items()}  # fmt: skip
+
+    @field_validator("models_max")
+    @classmethod
+    def _size(cls, text: str) -> str:
+        if text:
+            parse_size(text)
+        return text
 
     @field_validator("environment")
     @classmethod
@@ -207,10 +228,19 @@ def _located(path: Path, tree: yaml.Node | None, error: ValidationError) -> Iter
             message, advice = str(cause), cause.advice
         elif fault["type"] == "extra_forbidden":
             message = "there is no such setting"
-            advice = meant(str(where[-1]), Settings.model_fields, f"Known are {', '.join(Settings.model_fields)}")
+            known = _fields_at(where[:-1])
+            advice = meant(str(where[-1]), known, f"Known are {', '.join(known)}")
         mark = _node_at(tree, where).start_mark if tree is not None else None
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark is not None else str(path)
         yield f"{place}: {field or 'settings'}: {message}." + (f" {advice.rstrip('.')}." if advice else "")
+
+
+def _fields_at(where: list[int | str]) -> list[str]:
+    """The settings that there are below this path."""
+    shape: type[BaseModel] = Settings
+    if where[:1] == ["gateway"]:
+        shape = GatewaySettings if len(where) == 1 else EngineLimits if where[1] == "engines" else ServedModel
+    return list(shape.model_fields)
 
 
 def _node_at(node: yaml.Node, where: list[int | str]) -> yaml.Node:

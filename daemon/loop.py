@@ -24,9 +24,10 @@ from ledger.ledger import Bounds, Ledger
 from ledger.reader import read
 from ledger.record import Draft, Record
 from ledger.segment import Writer
-from policies import adoption, foreign, notice, retention
+from policies import adoption, foreign, notice, retention, told
 from policies.agenda import Agenda
 from policies.arrival import Look, Unsettled, news
+from policies.clock import jumped
 from policies.decision import decide
 from policies.outcome import accepts, judge
 from policies.policy import SchedulingPolicy
@@ -35,9 +36,10 @@ from policies.reaction import finished, overdue_ms, react
 from policies.request import Declined, accept
 from policies.schedule import Files
 from policies.survey import Candidate
+from policies.upgrade import saga
 from state import snapshot, views
 from state.events import draft
-from state.graph import WITH_PROCESS, Graph, Redacted, Run
+from state.graph import WITH_PROCESS, Graph, Redacted, Run, is_container
 from state.projector import apply
 
 Json = Any
@@ -120,8 +122,14 @@ class Outputs(Protocol):
     def tokens(self, run: str, attempt: int) -> int | None:
         """How many tokens it says it has used."""
 
+    def result(self, run: str, attempt: int) -> Json:
+        """What it returned; None if that cannot be read."""
+
     def forget(self, run: str) -> None:
         """Delete what all attempts of a run have left."""
+
+    def errands(self) -> list[str]:
+        """The names under which errands have left something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +154,8 @@ class Doors:
     """When the spawner wants to be called next (CLOCK_BOOTTIME, ms)."""
     bounds: Bounds | None = None
     """Of the ledger's segments; None for the ledger's own."""
+    upgrades: Callable[[], Mapping[str, Json]] = dict
+    """The values of the upgrade policy in force."""
     anywhere: bool = False
     """Whether the home may lie on a network or FUSE file system."""
 
@@ -219,11 +229,13 @@ class Loop:
         self._view_dirty = True
         redacted = [node for node in self.graph.nodes.values() if isinstance(node, Redacted)]
         self._redact([n.run for n in redacted if not n.digest], [n.digest for n in redacted if n.digest])
+        for name in retention.left_over(self.graph, self.doors.outputs.errands()):
+            self.doors.outputs.forget(name)
         ours = {key: (lease.holder, lease.token) for key, lease in self.graph.leases.items() if not lease.foreign}
         self.doors.leases.sync(ours)
         self._published = {key: token for key, (_, token) in ours.items()}
         for run in list(self.graph.active.values()):
-            if run.state in WITH_PROCESS and run.spec.get("kind") != "agent":
+            if run.state in WITH_PROCESS and not is_container(run.spec):
                 self._resume(run)
 
     def tick(self, reasons: frozenset[str] = frozenset()) -> bool:
@@ -256,7 +268,7 @@ class Loop:
                 for decided in record.data["decisions"]:
                     run = self.graph.holding.get(decided["run"])
                     waits = decided["verdict"] == "deferred"
-                    if not waits and (run is None or run.spec.get("kind") == "agent"):
+                    if not waits and (run is None or is_container(run.spec)):
                         return True
         return False
 
@@ -319,12 +331,18 @@ class Loop:
         self._look_for_files(now, reasons)
         self._take_reports(now)
         self._take_requests(now)
+        self._react(now)
+
+    def _react(self, now: Now) -> None:
         while follows := react(self.graph, now, self._checks.runs):
             for event in follows:
                 self._stage(event, now)
 
     def _plan(self, now: Now) -> None:
-        """Ask the planner, and stage its answer if it has one."""
+        """Ask the planners, and stage their answers if they have any."""
+        for event in saga.planned(self.graph, now.wall_ms, self.doors.upgrades) if self.graph.upgrades else ():
+            self._stage(event, now)
+            self._react(now)
         more = True
         while more:
             question = ask(self.graph, self.agenda, self.policy, now.wall_ms)
@@ -344,7 +362,7 @@ class Loop:
             self._stage(draft("plan.decided", f"plan/{data['tick']}", data), now)
 
     def _preflight(self, candidate: Candidate) -> str:
-        if candidate.spec.get("kind") == "agent":
+        if is_container(candidate.spec):
             return ""  # Its steps are checked one by one, when they could start.
         try:
             task, env = task_to_check(
@@ -399,7 +417,7 @@ class Loop:
                         self._start(decided["run"], decided["attempt"])
             elif record.type == "run.stopping":
                 run = self.graph.run(record.data["run"])
-                if run is not None and run.state == "stopping" and run.spec.get("kind") != "agent":
+                if run is not None and run.state == "stopping" and not is_container(run.spec):
                     self.doors.spawner.stop(run.name, run.attempt, force=record.data["force"])
             elif record.type == "run.adopted":
                 run = self.graph.run(record.data["run"])
@@ -480,11 +498,8 @@ class Loop:
         self.doors.set_timer(min(wall) if wall else None)
 
     def _note_jump(self, now: Now) -> None:
-        if self._last is None:
-            return
-        jump_ms = (now.wall_ms - self._last.wall_ms) - (now.boot_ms - self._last.boot_ms)
-        if abs(jump_ms) > self.policy.clock_jump_ms:
-            self._stage(draft("clock.jumped", "node/here", {"jump_ms": jump_ms, "wall": text_of(now.wall_ms)}), now)
+        if (jump := jumped(self._last, now, self.policy)) is not None:
+            self._stage(jump, now)
 
     def _adopt_policy(self, now: Now) -> None:
         if self.graph.policy.digest != self.policy.digest():
@@ -598,6 +613,10 @@ class Loop:
             outputs={} if unstarted else outputs.measure(run.name, run.attempt),
             **used,
         )
+        if run.spec.get("kind") == "git":
+            result = outputs.result(run.name, run.attempt) if report.code == 0 else None
+            if (told := saga.told(self.graph, run, result, verdict.reason)) is not None:
+                self._stage(told, now)
         self._stage(event, now)
 
     def _keep_outputs(self, run: Run, now: Now) -> list[str]:
@@ -615,6 +634,12 @@ class Loop:
     def _take_requests(self, now: Now) -> None:
         for asked in self.doors.requests():
             request = asked.request
+            if request.verb == told.VERB:
+                facts, answer = told.events(self.graph, request.args)
+                for fact in facts:
+                    self._stage(fact, now)
+                self._answers.append((asked, answer))
+                continue
             try:
                 event, answer = accept(
                     self.graph, request.verb, request.id, request.args, request.actor, now.wall_ms, self._spec_at
@@ -655,7 +680,7 @@ class Loop:
                 self._refused.append((name, attempt, run.token, key, holder))
                 return
             self._published[key] = run.token
-        if run.spec.get("kind") == "agent":
+        if is_container(run.spec):
             return
         try:
             order = order_of(self.around, self.graph, run)

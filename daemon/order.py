@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import orjson
 
 from daemon.inference.hermes_mini import FOLDER as HERMES_MINI
+from daemon.leases import file_name
 from daemon.ports import CommandTask, InferenceTask, Order, PythonTask
 from daemon.secret import NoSecret, Secrets
+from daemon.version import ROOT
 from policies.fault import BadValue
 from policies.template import Reference, fill, places, references
 from state.graph import Graph, Run
@@ -40,6 +42,8 @@ class Surroundings:
     environment: Mapping[str, str]
     """The clean environment every run starts from."""
     models: Mapping[str, Path]
+    gateway: str = ""
+    """The path of the gateway's socket, whether or not one runs; "" if none is to be asked."""
     _plain: dict[int, tuple[Mapping[str, Json], _Plain | None]] = field(default_factory=dict, compare=False, repr=False)
     """By the identity of a spec, which is kept with it so that no other one can come to have it."""
 
@@ -99,11 +103,15 @@ def task_of(
 
     Without `reveal` secrets are looked for, and the environment holds their placeholders.
     """
-    folder = around.folder(name, attempt)
     above = graph.run(parent) if parent else None
+    if spec["kind"] == "git":
+        return _git_task(around, spec, above), {**around.environment, **_env_of(around, above)}, {}
+    folder = around.folder(name, attempt)
     whole = above.spec if above is not None else spec
     file = above.file if above is not None else file
-    steps = {child.step: child for n in above.children if (child := graph.run(n))} if above is not None else {}
+    steps: dict[str, Run] = {}
+    if above is not None and above.spec["kind"] == "agent":
+        steps = {child.step: child for n in above.children if (child := graph.run(n))}
 
     def look_up(found: Reference) -> Json:
         if found.name == "run.folder":
@@ -130,11 +138,47 @@ def task_of(
         variable = "HERMESD_STEP_" + step.upper().replace("-", "_")
         env[variable + "_STDOUT"] = str(_printed(ended))
         env[variable + "_RESULT"] = str(ended / "result.json")
-    cwd = _path(around, whole.get("cwd") or "")
+    cwd = _place(around, spec, above) if "place" in spec else path_of(around, whole.get("cwd") or "")
     return _task(around, body, cwd, folder), env, dict(_limits(whole))
 
 
-_NOT_A_TASK = frozenset({"name", "description", "after", "steps", "env", "notify", "expects"})
+_NOT_A_TASK = frozenset({"name", "description", "after", "steps", "env", "notify", "expects", "place"})
+
+
+def _place(around: Surroundings, spec: Mapping[str, Json], repository: Run | None) -> str:
+    """Where a command of an upgrade runs: in the throw-away worktree, or in the repository itself."""
+    assert repository is not None
+    return worktree_of(around, repository) if spec["place"] == "worktree" else path_of(around, repository.spec["path"])
+
+
+def worktree_of(around: Surroundings, repository: Run) -> str:
+    return str(around.folder(repository.name, repository.attempt) / "worktree")
+
+
+def _env_of(around: Surroundings, above: Run | None) -> dict[str, str]:
+    """What the job sets for its steps. Secrets are told to commands, and not to git."""
+    given = above.spec.get("env", {}) if above is not None else {}
+    plain = {name: str(text) for name, text in given.items() if not any(found.secret for found in references(text))}
+    return {**plain, "HERMESD_HOME": str(around.home)}
+
+
+def _git_task(around: Surroundings, spec: Mapping[str, Json], above: Run | None) -> PythonTask:
+    """A step of an upgrade, in a worker that serves nothing but our own code. Nothing of it is filled in: a branch or
+    a folder may be called as it likes."""
+    args, verb = dict(spec["args"]), spec["verb"]
+    if "path" in args:
+        args["path"] = path_of(around, args["path"])
+    if verb == "integrity":
+        args["home"] = str(around.home)
+    elif verb == "probe":
+        args["runs"] = str(around.home / "runs")
+    elif above is not None:
+        args |= {"worktree": worktree_of(around, above), "mark": above.name}
+        if verb in ("apply", "rollback"):
+            (key,) = above.leases
+            file = str(around.home / "leases" / file_name(key))
+            args["lease"] = {"key": key, "file": file, "holder": above.name, "token": above.token}
+    return PythonTask(call=f"daemon.upgrades.steps:{verb}", kwargs=args, cwd=str(ROOT), path=())
 
 
 def task_to_check(
@@ -159,21 +203,21 @@ def _task(around: Surroundings, body: Mapping[str, Json], cwd: str, folder: Path
     match body["kind"]:
         case "command":
             argv = tuple(body["argv"]) if body.get("argv") else ("/bin/sh", "-c", body["shell"])
-            stdin = _path(around, body["stdin"]) if body.get("stdin") else None
+            stdin = path_of(around, body["stdin"]) if body.get("stdin") else None
             return CommandTask(argv=tuple(map(str, argv)), cwd=cwd or str(folder), stdin=stdin)
         case "python":
             # Not the run's folder: workers are kept warm for one folder, and modules stand beside the job files.
             jobs = str(around.home / "jobs")
-            path = tuple(_path(around, entry) for entry in body["path"])
+            path = tuple(path_of(around, entry) for entry in body["path"])
             return PythonTask(call=body["call"], kwargs=body["kwargs"], cwd=cwd or jobs, path=(*path, jobs))
         case "inference":
             lines = body.get("lines") or {"paths": (), "last": 100}
             return InferenceTask(
                 model=str(_model(around, body["model"])), prompt=body["prompt"],
-                lines=tuple(_path(around, path) for path in lines["paths"]), last=lines["last"],
+                lines=tuple(path_of(around, path) for path in lines["paths"]), last=lines["last"],
                 max_new_tokens=body["max_new_tokens"], temperature=body["temperature"], top_p=body["top_p"],
                 top_k=body["top_k"], seed=body["seed"], stop=tuple(body["stop"]), device=body["device"],
-                dtype=body["dtype"], quantization=body["quantization"],
+                dtype=body["dtype"], quantization=body["quantization"], gateway=around.gateway,
             )  # fmt: skip
     raise Unfillable(f"kind {body['kind']!r} has no worker")
 
@@ -182,7 +226,7 @@ def _limits(spec: Mapping[str, Json]) -> Mapping[str, int]:
     return {name: value for name, value in spec.get("limits", {}).items() if value is not None}
 
 
-def _path(around: Surroundings, text: str) -> str:
+def path_of(around: Surroundings, text: str) -> str:
     """`~` is the user's home folder; a relative path counts from there, as it does for cron."""
     if not text:
         return ""
@@ -199,14 +243,21 @@ def _model(around: Surroundings, name: str) -> Path:
         raise Unfillable(
             f"model {name!r} is no known name ({known}); name it under `models:` in hermesd.yaml, or give its folder"
         )
-    return Path(_path(around, name))
+    return Path(path_of(around, name))
+
+
+def _gguf_in(folder: Path) -> Path:
+    """The one GGUF file of the folder, else the folder: as the store of models lays them out."""
+    files = list(folder.glob("*.gguf"))
+    return files[0] if len(files) == 1 and not (folder / "config.json").exists() else folder
 
 
 def models_of(home: Path, named: Mapping[str, str], user_home: Path) -> dict[str, Path]:
     """Every model that a job can name without a path: the embedded one, the folders in `models/`, the aliases."""
     models = {"hermes-mini": HERMES_MINI}
     if (home / "models").is_dir():
-        models |= {entry.name: entry for entry in sorted((home / "models").iterdir()) if entry.is_dir()}
+        models |= {entry.name: _gguf_in(entry) for entry in sorted((home / "models").iterdir())
+                   if entry.is_dir() and not entry.name.startswith(".")}  # fmt: skip
     return models | {name: user_home / Path(path).expanduser() for name, path in named.items()}
 
 

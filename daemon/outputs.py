@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from daemon.errand import MARK
 from daemon.expectation import unmet
 from daemon.workers.output import NAMES
 
@@ -52,11 +53,7 @@ class OutputFolder:
 
     def tokens(self, run: str, attempt: int) -> int | None:
         """What its result says: `usage.tokens`, or the prompt's and the generated ones together; None if nothing."""
-        try:
-            with open(self._runs / run / str(attempt) / "result.json", "rb") as file:
-                result = orjson.loads(file.read(RESULT_BYTES_MAX))
-        except (OSError, orjson.JSONDecodeError):
-            return None
+        result = self.result(run, attempt)
         usage = result.get("usage") if isinstance(result, dict) else None
         if not isinstance(usage, dict):
             return None
@@ -64,10 +61,22 @@ class OutputFolder:
         whole = [count for count in counts if type(count) is int and 0 <= count < 1 << 53]
         return sum(whole) if len(whole) == len(counts) else None
 
+    def result(self, run: str, attempt: int) -> Json:
+        """What it returned; None if there is nothing, or it cannot be read."""
+        try:
+            with open(self._runs / run / str(attempt) / "result.json", "rb") as file:
+                return orjson.loads(file.read(RESULT_BYTES_MAX))
+        except (OSError, orjson.JSONDecodeError):
+            return None
+
     def forget(self, run: str) -> None:
         """Delete what all attempts of a run have left. What cannot be deleted stays: `hermesd doctor` tells of it."""
         if run and "/" not in run and not run.startswith("."):
             shutil.rmtree(self._runs / run, ignore_errors=True)
+
+    def errands(self) -> list[str]:
+        """The names under which errands have left something."""
+        return sorted(name for name in os.listdir(self._runs) if name.startswith(MARK)) if self._runs.is_dir() else []
 
     def read(self, run: str, attempt: int, name: str) -> bytes | str:
         """A promised file's content, or why there is none. What lies outside the run's folder is not read."""

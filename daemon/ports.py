@@ -58,6 +58,7 @@ class InferenceTask:
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16
     quantization: str = "none"  # none | bnb-8bit | bnb-4bit
+    gateway: str = ""  # the socket of the home's gateway, which is asked first where it serves the model
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from daemon.version import code_digest
 from ledger.chain import Head
 from ledger.index import Found, Wanted, last_before, search
 from ledger.reader import FOLDER, read
-from ledger.record import GENESIS, Record, decode
+from ledger.record import GENESIS, Record, decode, ending
 from ledger.segment import Segment, lines, segments_in, stored_bytes
 from policies.agenda import Agenda
 from state.graph import Graph, Run
@@ -161,7 +161,7 @@ class RawLines:
 
     def of(self, record: Record) -> bytes:
         """The whole line, newline included. LookupError if it is not there (any more)."""
-        trailer = f'"h":"{record.hash}"}}'.encode()
+        trailer = ending(record.hash)[:-1]
         found = self._next(trailer)
         if found is not None:
             return found

@@ -8,9 +8,9 @@ import gc
 import os
 import platform
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -19,6 +19,7 @@ from daemon import notify, resources
 from daemon.arrivals import Lookout
 from daemon.auditor import Auditor
 from daemon.control import Asked, ControlServer, Request, done, take
+from daemon.gateway_watch import GatewayWatch
 from daemon.heartbeat import Heart
 from daemon.home import Home, Settings
 from daemon.jobloader import JobLoader
@@ -35,33 +36,35 @@ from daemon.workers.preflight import preflight
 from daemon.workers.spawner import PosixSpawner
 from ledger.segment import Writer
 from policies.policy import SchedulingPolicy, adopt
+from policies.upgrade.policy import UpgradePolicy
+from policies.upgrade.policy import adopt as adopt_upgrades
 
 Json = Any
+P = TypeVar("P")
 
 HOUSEKEEPING_S = 60.0
-POLICY_FILE = "scheduling.yaml"
 _COLLECT = (20_000, 20, 50)
 """The loop makes many small values and hardly a cycle: looking for cycles as often as Python does by itself would take
 a fifth of its time."""
 
 
-class PolicyFile:
-    """The policy in force: the defaults that come with Hermes, and the home's override as long as it is legal."""
+class PolicyFile(Generic[P]):
+    """A policy in force: the defaults that come with Hermes, and the home's override as long as it is legal."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / POLICY_FILE
-        self._defaults = yaml.safe_load((ROOT / "policies" / "defaults" / POLICY_FILE).read_text())
+    def __init__(self, folder: Path, name: str, adopt: Callable[[Mapping[str, Json], Mapping[str, Json]], P]) -> None:
+        self._path, self._adopt = folder / name, adopt
+        self._defaults = yaml.safe_load((ROOT / "policies" / "defaults" / name).read_text())
         self._good = adopt(self._defaults, {})
 
-    def read(self) -> tuple[SchedulingPolicy, str]:
+    def read(self) -> tuple[P, str]:
         """The policy, and what is wrong with the override; then the last good one stays."""
         try:
             override = yaml.safe_load(self._path.read_text(encoding="utf-8")) or {}
             if not isinstance(override, dict):
                 return self._good, f"{self._path}: a policy is written as `name: value`, one a line"
-            self._good = adopt(self._defaults, override)
+            self._good = self._adopt(self._defaults, override)
         except FileNotFoundError:
-            self._good = adopt(self._defaults, {})
+            self._good = self._adopt(self._defaults, {})
         except ValidationError as error:
             first = error.errors()[0]
             known = ", ".join(self._defaults)
@@ -72,6 +75,14 @@ class PolicyFile:
         return self._good, ""
 
 
+def scheduling_policy(home: Home) -> PolicyFile[SchedulingPolicy]:
+    return PolicyFile(home.policies, "scheduling.yaml", adopt)
+
+
+def upgrade_policy(home: Home) -> PolicyFile[UpgradePolicy]:
+    return PolicyFile(home.policies, "upgrades.yaml", adopt_upgrades)
+
+
 def environment(settings: Settings) -> dict[str, str]:
     """The clean environment of every run: what the settings let through, and nothing else of the daemon's own."""
     given = {name: os.environ[name] for name in settings.environment if name in os.environ}
@@ -80,7 +91,8 @@ def environment(settings: Settings) -> dict[str, str]:
 
 def surroundings(home: Home, settings: Settings) -> Surroundings:
     named = {name: str(path) for name, path in settings.models.items()}
-    return Surroundings(home.path, Path.home(), environment(settings), models_of(home.path, named, Path.home()))
+    models = models_of(home.path, named, Path.home())
+    return Surroundings(home.path, Path.home(), environment(settings), models, str(home.path / "gateway.sock"))
 
 
 def _give_back_memory() -> None:
@@ -105,7 +117,11 @@ class Daemon:
             home.jobs, self.settings.timezone, self.waker.watch, self.waker.unwatch, lambda: self.waker.poke("jobs")
         )
         self._auditor = Auditor(home.path)
+        self._gateway = GatewayWatch(
+            home.path, self.settings.gateway is not None, self.waker.watch, self.waker.unwatch, self._boot_ms
+        )
         self._lookout = Lookout(Path.home(), self.clock, self.waker)
+        self._upgrades: PolicyFile[UpgradePolicy] | None = None
         self._asked: list[Asked] = []
         self._control: ControlServer | None = None
         pid = os.getpid()
@@ -119,11 +135,12 @@ class Daemon:
             arrivals=self._lookout,
             requests=self._requests,
             jobs=self._loader.found,
-            policy=PolicyFile(home.policies).read,
+            policy=scheduling_policy(home).read,
+            upgrades=self._upgrade_policy,
             resources=lambda: resources.sample(home.path),
             preflight=preflight,
             set_timer=self.waker.set_timer,
-            worker_deadline=self.spawner.next_deadline,
+            worker_deadline=self._next_deadline,
             anywhere=self.settings.any_file_system,
         )
         host = socket.gethostname()
@@ -161,6 +178,7 @@ class Daemon:
         if interval_s is not None:
             self.waker.every(interval_s, "watchdog")
         self._take_inbox()
+        self._gateway.begin()
         reasons = frozenset({"start", "policies"})  # The loop has read the policy before this watched its file.
         told_ready = False
         while "stop" not in reasons:
@@ -187,6 +205,7 @@ class Daemon:
         if self._control is not None:
             self._control.close()
         self._auditor.close()
+        self._gateway.close()
         self._loader.close()
         self._lookout.close()
         self.spawner.close()
@@ -196,12 +215,13 @@ class Daemon:
         """Have ready what starts commands, where a job is one: the first would be late by that. What fails here fails
         again, and is told, when a command is due."""
         jobs = self.loop.graph.jobs.values()
-        if any(job.spec.get("kind") in ("command", "agent") for job in jobs if not job.removed):
+        if any(job.spec.get("kind") in ("command", "agent", "upgrade") for job in jobs if not job.removed):
             with contextlib.suppress(SpawnError):
                 self.spawner.prepare(str(self.home.runs))
 
     def _keep_house(self, reasons: frozenset[str]) -> None:
         self.spawner.housekeep(self.clock.now().boot_ms)
+        self._gateway.housekeep(self.clock.now().boot_ms)
         if "housekeeping" in reasons and self._control is not None:
             self._control.housekeep()
             self._auditor.housekeep(self.clock.now().boot_ms / 1000)
@@ -212,6 +232,22 @@ class Daemon:
             self._loader.again()
         if "inbox" in reasons:
             self._take_inbox()
+
+    def _upgrade_policy(self) -> Mapping[str, Json]:
+        """Read when an upgrade is planned, and never in a home that has none."""
+        self._upgrades = self._upgrades or upgrade_policy(self.home)
+        policy, problem = self._upgrades.read()
+        self.loop.problems.pop("upgrade policy", None)
+        if problem:
+            self.loop.problems["upgrade policy"] = problem
+        return policy.values()
+
+    def _boot_ms(self) -> int:
+        return self.clock.now().boot_ms
+
+    def _next_deadline(self) -> int | None:
+        deadlines = [self.spawner.next_deadline(), self._gateway.next_deadline()]
+        return min((at for at in deadlines if at is not None), default=None)
 
     def _requests(self) -> list[Asked]:
         asked, self._asked = self._asked, []
@@ -236,7 +272,7 @@ class Daemon:
             "loop_completed_ms_ago": None if completed is None else now.boot_ms - completed.boot_ms,
             "ledger_seq": self.loop.ledger.head.seq,
             "view_problem": self.loop.view_problem,
-            "problems": [*self.loop.problems.values(), *filter(None, [self._auditor.problem])],
+            "problems": [*self.loop.problems.values(), *filter(None, [self._auditor.problem, self._gateway.problem])],
             "snapshot_seq": self.loop.snapshot_seq,
             "trusted_seq": self.loop.trusted_seq,
             "workers": [

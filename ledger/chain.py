@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from binascii import b2a_base64
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import NamedTuple
 
-from ledger.record import GENESIS, HASHED_TO, START, Record, Unsound, check, predecessor, record_of
+from ledger.record import (
+    GENESIS,
+    HASH_LENGTH,
+    HASHED_TO,
+    OWN_LENGTH,
+    START,
+    TRAILER_BYTES,
+    URL_SAFE,
+    Record,
+    Unsound,
+    check,
+    hash_of,
+    predecessor,
+    record_of,
+    records_of,
+)
 from ledger.seal import Seal
 from ledger.segment import Segment, ledger_of
+
+_TRAILER = b',"h":"%b%b"}'
 
 
 class Head(NamedTuple):
@@ -20,7 +39,7 @@ class Head(NamedTuple):
 class Chain:
     """The last record taken. `take` accepts the one that follows it and nothing else."""
 
-    __slots__ = ("_segment", "batch", "epoch", "hash", "ledger_id", "number", "remaining", "seq")
+    __slots__ = ("_segment", "batch", "epoch", "hash", "ledger_id", "more", "number", "seq")
 
     def __init__(self) -> None:
         self.ledger_id = ""
@@ -29,19 +48,19 @@ class Chain:
         self.number = 0
         self.epoch = 0
         self.batch = 0
-        self.remaining = 0
+        self.more = False
         self._segment: Segment | None = None
 
     def copy(self) -> Chain:
         twin = Chain.__new__(Chain)
         twin.ledger_id, twin.number, twin.epoch, twin._segment = self.ledger_id, self.number, self.epoch, self._segment
-        twin.seq, twin.hash, twin.batch, twin.remaining = self.seq, self.hash, self.batch, self.remaining
+        twin.seq, twin.hash, twin.batch, twin.more = self.seq, self.hash, self.batch, self.more
         return twin
 
     def enter(self, segment: Segment) -> None:
         """The next line is the first of `segment`. Unsound if this segment cannot follow."""
-        if self.remaining:
-            raise Unsound(f"the segment before ends within batch {self.batch}")
+        if self.more:
+            raise Unsound(f"the segment before ends within the batch that begins with seq {self.batch}")
         if segment.number != self.number + 1:
             raise Unsound(f"the segment has number {segment.number}; {self.number + 1} must come next")
         if segment.first_seq != self.seq + 1:
@@ -55,41 +74,63 @@ class Chain:
         With `first`, reading starts here, and what lies before is taken on trust."""
         if not first:
             self.enter(seal.segment)
-            if seal.previous != self.hash or seal.first_batch != self.batch + 1:
+            if seal.previous != self.hash:
                 raise Unsound("the segment does not name the record before it as its predecessor")
         if self.ledger_id and seal.ledger_id != self.ledger_id:
             raise Unsound(f"the segment belongs to ledger {seal.ledger_id}, the ones before to {self.ledger_id}")
         self.ledger_id, self.number, self.epoch, self._segment = seal.ledger_id, seal.number, seal.epoch, None
-        self.seq, self.hash, self.batch, self.remaining = seal.last_seq, seal.last_hash, seal.last_batch, 0
+        self.seq, self.hash, self.more = seal.last_seq, seal.last_hash, False
 
     def take(self, line: bytes) -> Record:
         """The record of `line` (no newline), which becomes the last one. Unsound, and nothing changed, if it does not
         follow."""
-        digest = sha256(line[:HASHED_TO]).hexdigest()[:32]
-        if line[-79:] != f',"p":"{self.hash}","h":"{digest}"}}'.encode() or not line.startswith(START):
+        digest = hash_of(line[:HASHED_TO])
+        trailer = f',"h":"{self.hash}{digest[:OWN_LENGTH]}"}}'.encode()
+        if line[-TRAILER_BYTES:] != trailer or not line.startswith(START):
             check(line)
             raise Unsound("the record does not name the one before it as its predecessor")
         record = record_of(line, digest)
-        seq, epoch, batch, remaining = record[:4]
+        seq, epoch, batch, more = record[:4]
         if seq != self.seq + 1:
             raise Unsound(f"seq is {seq}; {self.seq + 1} must come next")
         if epoch != self.epoch:
             raise Unsound(f"the record is of epoch {epoch}; the segment is of epoch {self.epoch}")
-        if self.remaining:
-            if batch != self.batch or remaining != self.remaining - 1:
-                raise Unsound(f"batch {self.batch} must go on with {self.remaining - 1} to come")
-        elif batch != self.batch + 1 or remaining < 0:
-            raise Unsound(f"batch is {batch}; {self.batch + 1} must come next")
+        if batch != (self.batch if self.more else seq):
+            goes_on = f"the batch that began with seq {self.batch} must go on" if self.more else "a batch must begin"
+            raise Unsound(f"the record is of the batch that began with seq {batch}; {goes_on}")
         if self._segment is not None:
             self._begin(record, self._segment)
-        self.seq, self.hash, self.batch, self.remaining = seq, digest, batch, remaining
+        self.seq, self.hash, self.batch, self.more = seq, digest, batch, more
         return record
+
+    def take_many(self, lines: Sequence[bytes], until: int = 0) -> list[Record]:
+        """The records of as many of `lines`, from the first on, as follow each other, up to seq `until` (0: no bound):
+        what `take` gives for each, at half its price. `take` says what is wrong with the line behind them."""
+        if self._segment is not None:
+            return []
+        previous, digests = self.hash.encode(), list[bytes]()
+        for line in lines:
+            digest = b2a_base64(sha256(line[:HASHED_TO]).digest())[:HASH_LENGTH].translate(URL_SAFE)
+            if line[-TRAILER_BYTES:] != _TRAILER % (previous, digest[:OWN_LENGTH]) or not line.startswith(START):
+                break
+            digests.append(digest)
+            previous = digest
+        seq, batch, more, epoch = self.seq, self.batch, self.more, self.epoch
+        taken: list[Record] = []
+        for record in records_of(lines[: len(digests)], digests):
+            if seq == until or record[:3] != (seq + 1, epoch, batch if more else seq + 1):
+                break
+            taken.append(record)
+            seq, _, batch, more = record[:4]
+        if taken:
+            self.seq, self.hash, self.batch, self.more = seq, taken[-1].hash, batch, more
+        return taken
 
     def adopt(self, line: bytes, segment: Segment) -> None:
         """Stand just before `line`, the first sound one after a gap or where reading starts. Unsound if it is not."""
         record = record_of(line, check(line))
         self.seq, self.hash = record.seq - 1, predecessor(line)
-        self.remaining, self.batch = 0, record.batch - 1
+        self.more, self.batch = record.batch < record.seq, record.batch
         self.number, self.epoch = segment.number, segment.epoch
         self._segment = segment if record.seq == segment.first_seq else None
 
@@ -97,7 +138,7 @@ class Chain:
         ledger_id = ledger_of(record, segment)
         if self.ledger_id and ledger_id != self.ledger_id:
             raise Unsound(f"the segment belongs to ledger {ledger_id}, the ones before to {self.ledger_id}")
-        if record.remaining:
+        if record.more:
             raise Unsound("a segment's first record must be a batch of its own")
         self.ledger_id = ledger_id
         self._segment = None

@@ -67,7 +67,6 @@ class Ledger:
         """The last durable record."""
         self.bytes_written = 0
         self.commits = 0
-        self._batch = found.batch
         self._staged: list[tuple[Record, bytes]] = []
         self._remembered: Remembered | None = None
         self._poison = ""
@@ -153,12 +152,12 @@ class Ledger:
     def stage(self, draft: Draft, now: Now) -> Record:
         """Give `draft` its place, in memory only. Refused if a ledger cannot hold it (nothing is staged then).
 
-        The record is as a reader will see it, but for `remaining` and `hash`, which `commit` settles.
+        The record is as a reader will see it, but for `more` and `hash`, which `commit` settles.
         """
         self._raise_if_poisoned()
         body, ts, data = compose(draft, now)
         record = Record(
-            self.next_seq, self.epoch, self._batch + 1, 0, ts, now.boot_ns,
+            self.next_seq, self.epoch, self.head.seq + 1, False, ts, now.boot_ns // 1000 * 1000,
             draft.type, draft.tv, draft.subject, draft.id, draft.cause, draft.corr, data, "",
         )  # fmt: skip
         self._staged.append((record, body))
@@ -354,19 +353,17 @@ class Ledger:
     def _lines(self) -> tuple[bytes, list[Record]]:
         """The staged batch as it will be written."""
         parts, records = [], []
-        previous, batch, remaining = self.head.hash, self._batch + 1, len(self._staged)
-        for record, body in self._staged:
-            remaining -= 1
+        previous, count = self.head.hash, len(self._staged)
+        for number, (record, body) in enumerate(self._staged, 1):
             line, previous = place(
-                body, seq=record.seq, epoch=self.epoch, batch=batch, remaining=remaining, previous=previous
+                body, seq=record.seq, epoch=self.epoch, number=number, count=count, previous=previous
             )
             parts.append(line)
-            records.append(record.settled(remaining, previous))
+            records.append(record.settled(number < count, previous))
         return b"".join(parts), records
 
     def _settle(self, data: bytes, records: list[Record]) -> None:
         self._staged.clear()
-        self._batch += 1
         self.head = Head(records[-1].seq, records[-1].hash)
         self._good_bytes += len(data)
         self._digest.update(data)

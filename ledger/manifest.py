@@ -12,7 +12,7 @@ from orjson import dumps
 
 from ledger import merkle, seal
 from ledger.disk import Disk, write_atomically
-from ledger.record import FORMAT, GENESIS, Unsound, own_hash, with_own_hash
+from ledger.record import FORMAT, GENESIS, HASH_LENGTH, Unsound, own_hash, with_own_hash
 from ledger.seal import Seal
 from ledger.segment import segments_in
 
@@ -53,7 +53,7 @@ class Manifest(NamedTuple):
         root = tree.root.hex()
         fields = {"v": FORMAT, "file": "MANIFEST", "seal": own_hash(sealed.line()), "root": root, "p": self.head}
         line = with_own_hash(fields)
-        entry = Entry(sealed, root, line[-35:-3].decode(), line)
+        entry = Entry(sealed, root, line[-3 - HASH_LENGTH : -3].decode(), line)
         return Manifest((*self.entries, entry), tree, self.good_bytes + len(line), "", False, ())
 
 

@@ -18,7 +18,7 @@ from ledger.reader import FOLDER
 from ledger.record import Record, Unsound, decode, own_hash
 from ledger.segment import content, lines, segments_in
 
-_KIND = "hermes ledger proof 1"
+_KIND = "hermes ledger proof 2"
 
 
 class Proven(NamedTuple):

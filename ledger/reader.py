@@ -10,13 +10,15 @@ from ledger import manifest, watermark
 from ledger.chain import Chain, Head
 from ledger.disk import Disk
 from ledger.errors import Corrupt
-from ledger.record import START, Record, Unsound, decode, predecessor, trusted
+from ledger.record import START, Record, Unsound, decode, ending, predecessor, trusted
 from ledger.seal import Seal, line_at
-from ledger.segment import ARCHIVE, Segment, content, lines, plain_bytes, segments_in
+from ledger.segment import ARCHIVE, Segment, content, lines, plain_bytes, segments_in, stretches
 from ledger.watermark import Watermark
 
 FOLDER = "ledger"
 _PARSED_BYTES = 1 << 16
+_TOGETHER = 256
+"""Lines that are parsed together."""
 
 
 class Place(NamedTuple):
@@ -26,7 +28,6 @@ class Place(NamedTuple):
     offset: int
     """Bytes from the start of the segment's file."""
     head: Head
-    batch: int
 
 
 class Walk:
@@ -91,38 +92,33 @@ class Walk:
             except Unsound as unsound:
                 self._look_for(chain.number + 1, segment.number)
                 raise self._corrupt(segment, 0, str(unsound), chain.seq) from None
-            for offset, line in lines(self._disk, path):
-                try:
-                    if not chain.number:
-                        chain.adopt(line, segment)
-                    record = chain.take(line)
-                except Unsound as unsound:
-                    why = str(unsound)
-                    break
-                if record.seq in expected:
-                    self._compare(segment, offset, record, *expected[record.seq])
-                if record.remaining:
-                    if not batch:
-                        head = Head(record.seq - 1, predecessor(line))
-                        place = Place(segment, offset, head, record.batch - 1)
-                    batch.append(record)
+            try:
+                for line, record in _taken(self._disk, path, chain, segment, ends_before - 1):
+                    if record.seq in expected:
+                        self._compare(segment, offset, record, *expected[record.seq])
+                    if record.more:
+                        if not batch:
+                            place = Place(segment, offset, Head(record.seq - 1, predecessor(line)))
+                        batch.append(record)
+                        offset += len(line) + 1
+                        continue
+                    self._first_good = self._first_good or record.seq
+                    if batch:
+                        yield from batch
+                        batch.clear()
+                    place = None
+                    yield record
                     offset += len(line) + 1
-                    continue
-                self._first_good = self._first_good or record.seq
-                if batch:
-                    yield from batch
-                    batch.clear()
-                place = None
-                yield record
-                offset += len(line) + 1
-                if record.seq + 1 == ends_before:
-                    break
+                    if record.seq + 1 == ends_before:
+                        break
+            except Unsound as unsound:
+                why = str(unsound)
             if place is None:
-                place = Place(segment, offset, Head(chain.seq, chain.hash), chain.batch)
+                place = Place(segment, offset, Head(chain.seq, chain.hash))
             self.place, self.ledger_id = place, chain.ledger_id
             if not ends_before:
                 self._end(place, offset, why)
-            elif why or chain.seq + 1 != ends_before or chain.remaining:
+            elif why or chain.seq + 1 != ends_before or chain.more:
                 why = why or f"the segment ends with seq {place.head.seq}; the next one begins with {ends_before}"
                 raise self._corrupt(segment, offset, why, place.head.seq)
             elif plain_bytes(self._disk, path) > place.offset:
@@ -160,7 +156,7 @@ class Walk:
                 if decode(data[at : data.index(b"\n", at)]).hash != mark.hash:
                     raise self._corrupt(segment, at, f"{file} names another record as seq {seq}", seq - 1)
         self._first_good = self._first_good or seal.first_seq
-        self.place = Place(segment, seal.size_bytes, Head(chain.seq, chain.hash), chain.batch)
+        self.place = Place(segment, seal.size_bytes, Head(chain.seq, chain.hash))
         self.ledger_id = seal.ledger_id
         if self._disk.exists(path) and self._disk.size(path) > seal.size_bytes:
             self.strays.append((segment, seal.size_bytes))
@@ -168,7 +164,8 @@ class Walk:
             at = line_at(data, after + 1) if after >= seal.first_seq else 0
             while at < len(data):
                 end = data.find(b"\n", min(at + _PARSED_BYTES, len(data) - 1)) + 1
-                yield from trusted(data[at:end])
+                last_hash = seal.last_hash if end == len(data) else predecessor(data[end : data.index(b"\n", end)])
+                yield from trusted(data[at:end], last_hash)
                 at = end
         return True
 
@@ -213,6 +210,18 @@ class Walk:
         return Corrupt(file, offset, reason, first_good=first_good, last_good=last_good, advice=advice)
 
 
+def _taken(disk: Disk, path: str, chain: Chain, segment: Segment, until: int) -> Iterator[tuple[bytes, Record]]:
+    """Each line that follows, and its record. Unsound at the first one that does not."""
+    for _, some in stretches(disk, path, 0, _TOGETHER):
+        at = 0
+        while at < len(some):
+            if not chain.number:
+                chain.adopt(some[at], segment)
+            for record in chain.take_many(some[at:], until) or (chain.take(some[at]),):
+                yield some[at], record
+                at += 1
+
+
 def missing(folder: str, segment: Segment, seals: Mapping[int, Seal]) -> Corrupt:
     """A sealed segment is not there; what lies before it is good."""
     path, good, seal = f"{folder}/{segment.name}", segment.first_seq - 1, seals.get(segment.number)
@@ -240,10 +249,25 @@ def proof_of_more(place: Place, tail: bytes, marks: Mapping[str, Watermark]) -> 
     for file, mark in marks.items():
         if mark.seq > place.head.seq:
             return f"{file} proves that the records up to seq {mark.seq} had been durable"
+    if _goes_on(place, tail):
+        return ""  # Whoever writes it was at work while it was read.
     for record in sound_in(tail):
-        if record.batch > place.batch + 1:
-            return f"the later batch {record.batch} (seq {record.seq}) proves that this one had been durable"
+        if record.batch > place.head.seq + 1:
+            return f"the later batch that begins with seq {record.batch} proves that this one had been durable"
     return ""
+
+
+def _goes_on(place: Place, tail: bytes) -> bool:
+    """Whether `tail` begins with the whole of the batch that follows `place`."""
+    chain = Chain()
+    (chain.seq, chain.hash), chain.number, chain.epoch = place.head, place.segment.number, place.segment.epoch
+    for line in tail.split(b"\n")[:-1]:
+        try:
+            if not chain.take(line).more:
+                return True
+        except Unsound:
+            return False
+    return False
 
 
 def sound_in(data: bytes) -> Iterator[Record]:
@@ -279,11 +303,14 @@ def read(disk: Disk, *, after: int = 0, until: int | None = None, folder: str = 
     # The watermarks are read first: a writer may note a later one while this reads, which would prove too much.
     marks = marks_in(disk, folder)
     seals = manifest.seals_in(disk, folder)
-    for record in Walk(disk, segments_in(disk.list(folder)), marks, folder=folder, after=after, seals=seals):
+    records = iter(Walk(disk, segments_in(disk.list(folder)), marks, folder=folder, after=after, seals=seals))
+    for record in records:
         if record.seq > after:
             if until is not None and record.seq > until:
                 return
             yield record
+            if until is None:
+                yield from records
 
 
 class Tail:
@@ -316,7 +343,7 @@ class Tail:
         segment, offset, chain = here
         if any(other.number > segment.number and other.first_seq <= chain.seq for other in segments):
             return True
-        trailer = f',"h":"{chain.hash}"}}\n'.encode()
+        trailer = ending(chain.hash)
         try:
             return self._disk.read(f"{self._folder}/{segment.name}", offset - len(trailer), len(trailer)) != trailer
         except FileNotFoundError:
@@ -344,7 +371,7 @@ class Tail:
                     batch.append(chain.take(line))
                 except Unsound as unsound:
                     given = self._here[2]
-                    place = Place(segment, begin, Head(given.seq, given.hash), given.batch)
+                    place = Place(segment, begin, Head(given.seq, given.hash))
                     if follower is None and not proof_of_more(
                         place, self._disk.read(path, begin), marks_in(self._disk, self._folder)
                     ):
@@ -358,7 +385,7 @@ class Tail:
                         last_good=given.seq,
                         advice=repairs(path, given.seq),
                     ) from None
-                if chain.remaining:
+                if chain.more:
                     continue
                 if until is not None and chain.seq > until:
                     return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from binascii import b2a_base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -15,19 +16,24 @@ from orjson import JSONDecodeError, JSONEncodeError, dumps, loads
 from ledger.errors import Refused
 from ledger.instant import Now
 
-FORMAT = 1
+FORMAT = 2
 LINE_BYTES_MAX = 256 * 1024
-GENESIS = "0" * 32
+HASH_LENGTH = 22
+GENESIS = "0" * HASH_LENGTH
 """What the first record names as its predecessor's hash."""
-START = b'{"v":%d,"seq":' % FORMAT
-"""How every line begins. It cannot occur inside a line: there, the quotes would be escaped."""
+START = b'{"seq":'
+"""How every line begins."""
 
-# The trailer of a line, without its newline: ,"p":"<32 hex>","h":"<32 hex>"}
-TRAILER_BYTES = 79
-HASHED_TO = -40
+# The trailer of a line, without its newline: ,"h":"<hash of the record before><first 8 of its own hash>"}
+OWN_LENGTH = 8
+TRAILER_BYTES = len(',"h":""}') + HASH_LENGTH + OWN_LENGTH
+HASHED_TO = -OWN_LENGTH - len('"}')
+_OWN_HASHED_TO = -len(',"h":""}\n') - HASH_LENGTH  # of a line that is no record
+_FORMAT_1 = b'{"v":1,"seq":'
+URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _DEPTH_MAX = 200
-# Room for seq, epoch, batch and remaining at their widest, so that what `compose` accepts can always be written.
-_HEAD_BYTES_MAX = len('{"v":1,"seq":,"ep":,"b":,"n":,') + 4 * 20
+# Room for seq, epoch, number and count at their widest, so that what `compose` accepts can always be written.
+_HEAD_BYTES_MAX = len('{"seq":,"n":,"of":,"ep":,') + 4 * 20
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _new = tuple.__new__  # Record(...) would go through a Python-level constructor, at twice the price
@@ -57,12 +63,13 @@ class Record(NamedTuple):
     seq: int
     epoch: int
     batch: int
-    remaining: int
-    """Records still to come in the same atomic batch; 0 marks the commit (and is not known before it)."""
+    """The seq of the first record of its atomic batch."""
+    more: bool
+    """Whether the next record is of the same batch (not known before the commit)."""
     ts: str
     """Wall time, RFC 3339 UTC with microseconds; for people."""
     mt: int
-    """CLOCK_BOOTTIME, ns."""
+    """CLOCK_BOOTTIME, ns; kept to the microsecond."""
     type: str
     tv: int
     subject: str
@@ -71,11 +78,11 @@ class Record(NamedTuple):
     corr: str | None
     data: dict[str, Any]
     hash: str
-    """32 hex digits; "" until committed."""
+    """"" until committed."""
 
-    def settled(self, remaining: int, digest: str) -> Record:
+    def settled(self, more: bool, digest: str) -> Record:
         """The same record, once its batch is written."""
-        return _new(Record, (*self[:3], remaining, *self[4:13], digest))
+        return _new(Record, (*self[:3], more, *self[4:13], digest))
 
 
 class Unsound(Exception):
@@ -92,6 +99,11 @@ def _second(seconds: int) -> str:
     return (_EPOCH + timedelta(seconds=seconds)).isoformat()[:19]
 
 
+def hash_of(data: bytes) -> str:
+    """The first 132 bits of SHA-256 in base64url, 22 characters."""
+    return b2a_base64(sha256(data).digest())[:HASH_LENGTH].translate(URL_SAFE).decode()
+
+
 def compose(draft: Draft, now: Now) -> tuple[bytes, str, dict[str, Any]]:
     """The part of a line that does not depend on its place (from "ts" to the end of "data"), and its ts and data as a
     reader will see them.
@@ -103,11 +115,12 @@ def compose(draft: Draft, now: Now) -> tuple[bytes, str, dict[str, Any]]:
     data = draft.data if type(draft.data) is dict else dict(draft.data)
     fields: dict[str, Any] = {
         "ts": ts,
-        "mt": now.boot_ns,
+        "mt": now.boot_ns // 1000,
         "type": draft.type,
-        "tv": draft.tv,
-        "subject": draft.subject,
     }
+    if draft.tv != 1:
+        fields["tv"] = draft.tv
+    fields["subject"] = draft.subject
     if draft.id is not None:
         fields["id"] = draft.id
     if draft.cause is not None:
@@ -131,24 +144,19 @@ def compose(draft: Draft, now: Now) -> tuple[bytes, str, dict[str, Any]]:
     return text[1:-1], ts, plain
 
 
-def place(body: bytes, *, seq: int, epoch: int, batch: int, remaining: int, previous: str) -> tuple[bytes, str]:
-    """The finished line, newline included, and its hash."""
-    hashed = b'{"v":%d,"seq":%d,"ep":%d,"b":%d,"n":%d,%b,"p":"%b"' % (
-        FORMAT,
-        seq,
-        epoch,
-        batch,
-        remaining,
-        body,
-        previous.encode(),
-    )
-    digest = sha256(hashed).hexdigest()[:32]
-    return b'%b,"h":"%b"}\n' % (hashed, digest.encode()), digest
+def place(body: bytes, *, seq: int, epoch: int, number: int, count: int, previous: str) -> tuple[bytes, str]:
+    """The finished line, newline included, and its hash. It is the record `number` of a batch of `count`."""
+    batch = b'"n":%d,' % number if count > 1 else b""
+    if 1 < number == count:
+        batch += b'"of":%d,' % count
+    hashed = b'{"seq":%d,%b"ep":%d,%b,"h":"%b' % (seq, batch, epoch, body, previous.encode())
+    digest = hash_of(hashed)
+    return b'%b%b"}\n' % (hashed, digest[:OWN_LENGTH].encode()), digest
 
 
-def encode(draft: Draft, now: Now, *, seq: int, epoch: int, batch: int, remaining: int, previous: str) -> bytes:
+def encode(draft: Draft, now: Now, *, seq: int, epoch: int, previous: str, number: int = 1, count: int = 1) -> bytes:
     """The line of a record: what `Ledger.append` writes for it."""
-    return place(compose(draft, now)[0], seq=seq, epoch=epoch, batch=batch, remaining=remaining, previous=previous)[0]
+    return place(compose(draft, now)[0], seq=seq, epoch=epoch, number=number, count=count, previous=previous)[0]
 
 
 def check(line: bytes) -> str:
@@ -159,27 +167,34 @@ def check(line: bytes) -> str:
     if not line:
         raise Unsound("the line is empty")
     if not line.startswith(START):
+        if line.startswith(_FORMAT_1):
+            raise Unsound(f"the line is of format 1; this program reads format {FORMAT}")
         raise Unsound(f"the line does not begin with {START.decode()}")
-    if len(line) < len(START) + TRAILER_BYTES or line[-40:-34] != b',"h":"' or line[-2:] != b'"}':
+    if len(line) < len(START) + TRAILER_BYTES or line[-2:] != b'"}':
         raise Unsound("the line does not end with its hash")
-    digest = sha256(line[:HASHED_TO]).hexdigest()[:32]
-    if line[-34:-2] != digest.encode():
+    digest = hash_of(line[:HASHED_TO])
+    if line[HASHED_TO:-2] != digest[:OWN_LENGTH].encode():
         raise Unsound("the hash does not match the bytes")
-    if line[-79:-73] != b',"p":"' or line[-41:-40] != b'"':
+    if line[-TRAILER_BYTES : -TRAILER_BYTES + 6] != b',"h":"':
         raise Unsound("the line does not name its predecessor")
     return digest
+
+
+def ending(digest: str) -> bytes:
+    """How the line of the record with this hash ends, its newline included."""
+    return b'%b"}\n' % digest[:OWN_LENGTH].encode()
 
 
 def with_own_hash(fields: Mapping[str, Any]) -> bytes:
     """A line that is no record (a watermark, a seal) and vouches for itself as one does."""
     hashed = dumps(fields)[:-1]
-    return b'%b,"h":"%b"}\n' % (hashed, sha256(hashed).hexdigest()[:32].encode())
+    return b'%b,"h":"%b"}\n' % (hashed, hash_of(hashed).encode())
 
 
 def own_hash(line: bytes) -> dict[str, Any]:
     """The fields of a line that `with_own_hash` may have written. Unsound otherwise."""
-    hashed = line[: HASHED_TO - 1]
-    if line[HASHED_TO - 1 :] != b',"h":"%b"}\n' % sha256(hashed).hexdigest()[:32].encode():
+    hashed = line[:_OWN_HASHED_TO]
+    if line[_OWN_HASHED_TO:] != b',"h":"%b"}\n' % hash_of(hashed).encode():
         raise Unsound("the line does not end with the hash of its bytes")
     try:
         fields = loads(line)
@@ -190,7 +205,7 @@ def own_hash(line: bytes) -> dict[str, Any]:
 
 def predecessor(line: bytes) -> str:
     """The hash of the record before, as a line that passed `check` names it."""
-    return line[-73:-41].decode()
+    return line[-TRAILER_BYTES + 6 : HASHED_TO].decode()
 
 
 def decode(line: bytes) -> Record:
@@ -205,17 +220,20 @@ def record_of(line: bytes, digest: str) -> Record:
     try:
         fields = loads(line)
         get = fields.get
+        seq, number, count = fields["seq"], get("n", 1), get("of")
+        if count is not None and count != number:
+            raise Unsound(f"the record is number {number} and the last of a batch of {count}")
         return _new(
             Record,
             (
-                fields["seq"],
+                seq,
                 fields["ep"],
-                fields["b"],
-                fields["n"],
+                seq - number + 1,
+                count is None and "n" in fields,
                 fields["ts"],
-                fields["mt"],
+                fields["mt"] * 1000,
                 fields["type"],
-                fields["tv"],
+                get("tv", 1),
                 fields["subject"],
                 get("id"),
                 get("cause"),
@@ -228,31 +246,55 @@ def record_of(line: bytes, digest: str) -> Record:
         raise Unsound(f"the line is not JSON ({error})") from None
     except KeyError as error:
         raise Unsound(f"the line has no field {error}") from None
+    except TypeError as error:
+        raise Unsound(f"a field of the line is not what it must be ({error})") from None
 
 
-def trusted(lines: bytes) -> list[Record]:
-    """The records of whole lines whose bytes have been compared with their seal: only parsed."""
+def records_of(lines: Sequence[bytes], digests: Sequence[bytes]) -> list[Record]:
+    """The records of lines already checked, whose hashes are `digests`. Empty if one of them is not that of a record:
+    `record_of` says which, and why."""
+    try:
+        told = loads(b"[%b]" % b",".join(lines))
+        records = _made(told, [digest.decode() for digest in digests])
+    except (JSONDecodeError, KeyError, TypeError, ValueError):
+        return []
+    return records
+
+
+def trusted(lines: bytes, last_hash: str) -> list[Record]:
+    """The records of whole lines whose bytes have been compared with their seal: only parsed. `last_hash` is that of
+    the last of them, which only the line behind it names in full."""
+    told = loads(b"[%b]" % lines[:-1].replace(b"\n", b","))
+    hashes = [fields["h"][:HASH_LENGTH] for fields in told[1:]]
+    hashes.append(last_hash)
+    return _made(told, hashes)
+
+
+def _made(told: list[dict[str, Any]], hashes: list[str]) -> list[Record]:
     records = []
-    for fields in loads(b"[%b]" % lines[:-1].replace(b"\n", b",")):
+    for fields, digest in zip(told, hashes, strict=True):
         get = fields.get
+        seq, number, count = fields["seq"], get("n", 1), get("of")
+        if count is not None and count != number:
+            raise ValueError(seq)
         records.append(
             _new(
                 Record,
                 (
-                    fields["seq"],
+                    seq,
                     fields["ep"],
-                    fields["b"],
-                    fields["n"],
+                    seq - number + 1,
+                    count is None and "n" in fields,
                     fields["ts"],
-                    fields["mt"],
+                    fields["mt"] * 1000,
                     fields["type"],
-                    fields["tv"],
+                    get("tv", 1),
                     fields["subject"],
                     get("id"),
                     get("cause"),
                     get("corr"),
                     fields["data"],
-                    fields["h"],
+                    digest,
                 ),
             )
         )

@@ -60,7 +60,6 @@ class Recovery:
     records: int
     segments: tuple[Segment, ...]
     head: Head
-    batch: int
     watermark_seq: int
     """The highest seq that HEAD or EPOCH proves durable."""
     cuts: tuple[Cut, ...]
@@ -120,7 +119,7 @@ def survey(disk: Disk, folder: str, *, trusted_seq: int = 0, to_be_recorded: fro
             raise Corrupt(folder, 0, reason, advice=repairs(folder, 0))
         stale = _stale(disk, folder)
         head = Head(0, GENESIS)
-        return Recovery(epoch.ledger_id, epoch.epoch, 0, (), head, 0, 0, tuple(cuts), (), stale, {}, None)
+        return Recovery(epoch.ledger_id, epoch.epoch, 0, (), head, 0, tuple(cuts), (), stale, {}, None)
     highest = max(segment.epoch for segment in segments)
     if watermark.EPOCH in marks and epoch.epoch < highest:
         reason = f"it says epoch {epoch.epoch}; there is a segment of epoch {highest}"
@@ -150,7 +149,6 @@ def survey(disk: Disk, folder: str, *, trusted_seq: int = 0, to_be_recorded: fro
         records=head.seq,
         segments=tuple(segments),
         head=head,
-        batch=walk.place.batch,
         watermark_seq=watermark_seq,
         cuts=tuple(cuts),
         found=tuple(_found(disk, folder, recorded)),

@@ -68,7 +68,7 @@ def loss(disk: Disk, at: int, folder: str = FOLDER) -> Loss:
             break
         if chain.seq >= at:
             break
-        if not chain.remaining:
+        if not chain.more:
             head, offset = Head(chain.seq, chain.hash), start + len(line) + 1
     if not offset:
         raise Refused(f"{folder}/{last.name} is damaged from its first line; cut at {last.first_seq}, or restore it")
@@ -200,7 +200,7 @@ def _followed(disk: Disk, folder: str, last: Segment, seals: Mapping[int, Seal],
     known |= {record.seq: record.hash for record in sound_in(disk.read(path) if disk.exists(path) else b"")}
     if any(hashes.get(seq) != digest for seq, digest in known.items()):
         raise Refused(f"{last.name} in the backup lacks records that were durable, up to seq {max(known)}")
-    if chain.remaining:
+    if chain.more:
         raise Refused(f"{last.name} in the backup ends within a batch")
     return whole
 

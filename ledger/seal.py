@@ -21,8 +21,6 @@ class Seal(NamedTuple):
     epoch: int
     first_seq: int
     last_seq: int
-    first_batch: int
-    last_batch: int
     previous: str
     last_hash: str
     size_bytes: int
@@ -80,7 +78,7 @@ def seal_of(segment: Segment, data: bytes) -> Seal:
         raise Unsound("the segment does not end with a newline")
     lines = data[:-1].split(b"\n")
     first, last = (record_of(line, check(line)) for line in (lines[0], lines[-1]))
-    if last.remaining:
+    if last.more:
         raise Unsound("the segment ends within a batch")
     quarantined: dict[str, str] = {}
     at = data.find(_KEEPING)
@@ -96,8 +94,6 @@ def seal_of(segment: Segment, data: bytes) -> Seal:
         epoch=segment.epoch,
         first_seq=first.seq,
         last_seq=last.seq,
-        first_batch=first.batch,
-        last_batch=last.batch,
         previous=predecessor(lines[0]),
         last_hash=last.hash,
         size_bytes=len(data),
@@ -109,7 +105,7 @@ def seal_of(segment: Segment, data: bytes) -> Seal:
 
 def line_at(data: bytes, seq: int) -> int:
     """Where the line of record `seq` begins in the content of a sealed segment; its length if it is not in it."""
-    start = b'{"v":%d,"seq":%d,' % (FORMAT, seq)
+    start = b'{"seq":%d,' % seq
     if data.startswith(start):
         return 0
     at = data.find(b"\n" + start)

@@ -128,6 +128,14 @@ def lines(disk: Disk, path: str, offset: int = 0) -> Iterator[tuple[int, bytes]]
     Bytes after the last newline are not a line. Memory is bounded by a chunk, or by the longest line. Corrupt if the
     archive cannot be unpacked.
     """
+    for at, pieces in stretches(disk, path, offset):
+        for piece in pieces:
+            yield at, piece
+            at += len(piece) + 1
+
+
+def stretches(disk: Disk, path: str, offset: int = 0, lines_max: int = 1 << 30) -> Iterator[tuple[int, list[bytes]]]:
+    """As `lines`, but up to `lines_max` of them at a time, with the offset of the first."""
     held: list[bytes] = []
     for chunk in _chunks(disk, path, offset):
         pieces = chunk.split(b"\n")
@@ -136,9 +144,10 @@ def lines(disk: Disk, path: str, offset: int = 0) -> Iterator[tuple[int, bytes]]
             continue
         pieces[0] = b"".join(held)
         held = [pieces.pop()]
-        for piece in pieces:
-            yield offset, piece
-            offset += len(piece) + 1
+        for at in range(0, len(pieces), lines_max):
+            some = pieces[at : at + lines_max]
+            yield offset, some
+            offset += sum(map(len, some)) + len(some)
 
 
 def content(disk: Disk, path: str, limit: int = -1) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import standalone_seals as sealed  # type: ignore[import-not-found]
 from standalone_seals import damages as damages
-from standalone_seals import is_whole, parse, report, sha
+from standalone_seals import is_record, parse_record, report, sha
 
 
 def check_kept(kept: Any, who: object, folder: Path) -> None:
@@ -26,11 +26,12 @@ def check_record(now: Any, before: Any, stem: str, first_line: bool, folder: Pat
     if now["type"] in ("ledger.recovered", "ledger.cut", "ledger.restored"):
         check_kept([(cut["quarantine"], cut["sha256"]) for cut in data["cuts"] + data["found"]], now["seq"], folder)
     if before:
-        batch = (before["b"], before["n"] - 1) if before["n"] else (before["b"] + 1, max(now["n"], 0))
-        if (now["p"], now["seq"], now["b"], now["n"]) != (before["h"], before["seq"] + 1, *batch):
+        number = before["n"] + 1 if before["more"] else 1
+        if (now["before"], now["seq"], now["n"]) != (before["hash"], before["seq"] + 1, number):
             raise ValueError("the record does not follow the one before it")
     opens = f"{data['segment']:010}-e{data['epoch']:04}-{data['first_seq']:016}" if first_line else stem
-    if (first_line and (now["type"] != "segment.open" or now["n"])) or now["ep"] != int(stem[12:-17]) or opens != stem:
+    starts = not first_line or (now["type"] == "segment.open" and not now["more"])
+    if not starts or now["ep"] != int(stem[12:-17]) or opens != stem:
         raise ValueError("the record is not of the segment that the file's name says, or does not begin it")
     if first_line and seen.setdefault("id", data["ledger"]) != data["ledger"]:
         raise ValueError("the segment belongs to another ledger")
@@ -40,19 +41,19 @@ def check_segment(data: bytes, before: Any, stem: str, ends: int, folder: Path, 
     *lines, rest = data.split(b"\n")
     name, offset, good, now = f"{stem}.jsonl", 0, 0, before
     for line in lines:
-        if ends and now.get("seq") == ends and not now["n"]:
+        if ends and now.get("seq") == ends and not now["more"]:
             report(name, offset, "written by a superseded epoch after its successor began")
             return now
         before, now = now, {}
         try:
-            now = parse(line, record=True)
+            now = parse_record(line)
             check_record(now, before, stem, not offset, folder, seen)
-            seen[now["seq"]] = now["h"]
+            seen[now["seq"]] = now["hash"]
         except (ValueError, KeyError, TypeError) as error:
             report(name, offset, error)
         offset += len(line) + 1
-        good, seen["last"] = (offset, now["seq"]) if now and not now["n"] else (good, seen["last"])
-    if is_whole(rest[:-1]):
+        good, seen["last"] = (offset, now["seq"]) if now and not now["more"] else (good, seen["last"])
+    if is_record(rest[:-1]):
         report(name, offset, "the line does not end with a newline")
     elif not lines or (ends and (rest or now.get("seq", ends) != ends)):
         report(name, offset, "the segment does not end where the next one begins")
@@ -78,7 +79,7 @@ def main(folder: Path) -> int:
         if any(other[:10] <= stem[:10] and int(other[12:-17]) > int(stem[12:-17]) for other in stems):
             report(f"{stem}.jsonl", 0, "begun by a superseded epoch after its successor began")
             order.remove(stem)
-    seen, now = {0: "0" * 32, "last": 0}, {"seq": 0, "h": "0" * 32, "b": 0, "n": 0, "ep": 0}
+    seen, now = {0: "0" * 22, "last": 0}, {"seq": 0, "hash": "0" * 22, "n": 0, "more": False, "ep": 0}
     for stem, after in zip(order, [*order, ""][1:], strict=True):
         seal, before = seals.get(stem), len(damages)
         data = sealed.content(folder, stem, names, seal)
@@ -87,7 +88,7 @@ def main(folder: Path) -> int:
             sealed.check(data, stem, seal if len(damages) == before else None)
         if seal:
             seen |= {"last": seal["last_seq"], seal["last_seq"]: seal["last_hash"]}
-            now = dict(zip(("seq", "h", "b", "ep"), sealed.last(seal), strict=True), n=0)
+            now = dict(zip(("seq", "hash", "ep"), sealed.last(seal), strict=True), n=0, more=False)
             check_kept(seal["quarantined"].items() if data is None else (), f"{stem}.seal", folder)
     for name, line in marks.items():
         sealed.check_mark(name, line, seen, now.get("ep", 0))

@@ -1,4 +1,5 @@
 """What `standalone.py` needs for seals, the manifest and archives. Like it, this shares no code with the ledger."""
+import base64
 import hashlib
 import json
 import shutil
@@ -23,17 +24,32 @@ def root(leaves: list[bytes]) -> str:
         leaves = [sha(b"\1" + left + right) for left, right in zip(leaves[::2], leaves[1::2], strict=False)] + odd
     return leaves[0].hex()
 
-def parse(line: bytes, record: bool = False) -> Any:
+def hashed(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(sha(data))[:22]
+
+def parse(line: bytes) -> Any:
     """The object in a line (no newline) that ends with the hash of the bytes before it; ValueError if it does not."""
     if not is_whole(line):
         raise ValueError("the line does not end with the hash of its bytes")
-    if record and (line[:13] != b'{"v":1,"seq":' or line[-79:-73] != b',"p":"' or line[-41:-40] != b'"'):
-        raise ValueError("the line is not laid out as a record of format 1")
     return json.loads(line)
 
 def is_whole(line: bytes) -> bool:
+    return line[-30:] == b',"h":"' + hashed(line[:-30]) + b'"}'
+
+def parse_record(line: bytes) -> Any:
+    """As `parse`, with what follows from the fields: `hash`, that of the record `before`, and if there is `more` of its
+    batch, in which it is number `n`."""
+    if not is_record(line):
+        raise ValueError("the line is not laid out as a record of format 2 that ends with the start of its hash")
+    now = json.loads(line)
+    if now.get("of", now.get("n")) != now.get("n"):
+        raise ValueError("the record is the last of its batch, and has not the number of the last")
+    told = {"hash": hashed(line[:-10]).decode(), "before": now["h"][:22], "more": "n" in now and "of" not in now}
+    return {"n": 1} | now | told
+
+def is_record(line: bytes) -> bool:
     """What is torn off may end as a line does, within; its hash tells."""
-    return line[-40:] == b',"h":"' + sha(line[:-40]).hex()[:32].encode() + b'"}'
+    return line[:7] == b'{"seq":' and line[-38:-32] == b',"h":"' and line[-10:] == hashed(line[:-10])[:8] + b'"}'
 
 def unpack(packed: bytes) -> bytes:
     """What is in an archive. ValueError if it is damaged, ImportError if there is nothing here to unpack it with."""
@@ -49,7 +65,7 @@ def unpack(packed: bytes) -> bytes:
 def check_manifest(data: bytes, seals: dict[str, Any]) -> None:
     *lines, rest = data.split(b"\n")
     leaves: list[bytes] = []
-    offset, before = 0, "0" * 32
+    offset, before = 0, "0" * 22
     for line in lines:
         try:
             entry = parse(line)
@@ -107,7 +123,7 @@ def check(data: bytes, stem: str, seal: Any) -> None:
         report(f"{stem}.seal", 0, "its Merkle root is not that of the segment's lines")
 
 def last(seal: Any) -> tuple[Any, ...]:
-    return seal["last_seq"], seal["last_hash"], seal["last_batch"], seal["epoch"]
+    return seal["last_seq"], seal["last_hash"], seal["epoch"]
 
 def check_mark(name: str, line: bytes, seen: dict[Any, Any], epoch: int) -> None:
     try:

@@ -228,11 +228,11 @@ class _Pass:
                 lost = not self._resume(line, segment)
             else:
                 lost = False
-            if not lost and not chain.remaining:
+            if not lost and not chain.more:
                 good, self._last = whole, Head(chain.seq, chain.hash)
                 ended = follower is not None and chain.seq + 1 == follower.first_seq
         self._unfinished(segment, follower, good, whole, lost)
-        if lost or chain.remaining:
+        if lost or chain.more:
             self._step_over(follower)
 
     def _take(self, record: Record) -> None:
@@ -271,8 +271,10 @@ class _Pass:
         rest = content(self._disk, f"{self._folder}/{segment.name}")[whole:]
         if rest and _is_whole(rest[:-1]):
             self._report(segment.name, whole, "the line does not end with a newline")
-        elif follower is not None and (rest or self._chain.remaining):
+        elif follower is not None and (rest or self._chain.more):
             self._report(segment.name, whole if rest else good, "the segment ends within a batch")
+            if not lost and self._ends_early(follower):
+                self._step_over(follower)
         elif follower is not None and not lost and self._ends_early(follower):
             reason = f"the segment ends with seq {self._chain.seq}; the next one begins with {follower.first_seq}"
             self._report(segment.name, whole, reason)

@@ -35,6 +35,8 @@ def decode(file: str, data: bytes) -> Watermark:
         sound = encode(file, mark) == data
     except (Unsound, KeyError, TypeError):
         sound = False
+    if data.startswith(b'{"v":1,'):
+        raise Unsound(f"{file} is of format 1; this program reads format {FORMAT}")
     if not sound:
         raise Unsound(f"{file} is not the one line, with a hash that matches, that it must be")
     return mark

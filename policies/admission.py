@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from policies.budget import Entries, short
 from policies.question import Question
 from policies.survey import Candidate
+from state.graph import is_container
 
 Json = Any
 UNBOUNDED = 1 << 62
@@ -65,7 +66,7 @@ class Admission:
                 has = _shown(name, whole[name])
                 reason = f"needs {_shown(name, amount)} of {name}; this machine gives {has}"
                 return Verdict("blocked", f"needs.{name}", reason)
-        has_process = candidate.spec.get("kind") != "agent"
+        has_process = not is_container(candidate.spec)
         if has_process:
             if self.places <= 0:
                 return Verdict("deferred", "places", f"all {self._question.policy.max_running} places are taken")

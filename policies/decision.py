@@ -90,6 +90,8 @@ def choose(question: Question, found: Survey) -> tuple[list[dict[str, Json]], bo
         if decided is not None:
             decisions.append(decided)
             room_bytes -= len(orjson.dumps(candidate.file))
+            if candidate.tells_spec:
+                room_bytes -= len(orjson.dumps(candidate.spec))
         if candidate.run == question.last and admission.places > 0 and settled is None:
             return decisions, True, starting  # The others that wait for a place come before what follows.
     return decisions, found.more, starting

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from ledger.instant import ms_of
@@ -27,7 +28,8 @@ from policies.schedule import (
     Schedule,
 )
 from policies.zone import (
-    change_ms,
+    DAY_MS,
+    change_on_ms,
     first_instant_ms,
     gap_at,
     instants_ms,
@@ -37,8 +39,7 @@ from policies.zone import (
     zone_named,
 )
 
-_DAY_MS = 86_400_000
-_HORIZON_MS = cron.HORIZON_DAYS * _DAY_MS
+_HORIZON_MS = cron.HORIZON_DAYS * DAY_MS
 _LAST_MS = 250_000_000_000_000  # in the year 9892; what lies behind is out of reach of datetime
 
 
@@ -55,9 +56,7 @@ def slots(schedule: Schedule, after_ms: int, until_ms: int, limit: int) -> list[
 def next_slot(schedule: Schedule, after_ms: int) -> int | None:
     """The first instant after `after_ms`; None if there is none, or none within 50 years."""
     if isinstance(schedule, CronSchedule):
-        expression, zone = cron.compiled(schedule.cron), zone_named(schedule.timezone)
-        step = _next_shown if expression.repeats else _next_named
-        return step(expression, zone, after_ms)
+        return _next_cron(schedule.cron, schedule.timezone, after_ms)
     if isinstance(schedule, EverySchedule):
         turns = (after_ms - schedule.offset_ms) // schedule.every_ms + 1
         return turns * schedule.every_ms + schedule.offset_ms
@@ -69,10 +68,17 @@ def next_slot(schedule: Schedule, after_ms: int) -> int | None:
     raise TypeError(f"{schedule!r} is no schedule")
 
 
+@lru_cache(maxsize=2048)  # The agenda, the planner and the agenda again ask the same about each slot.
+def _next_cron(text: str, zone_name: str, after_ms: int) -> int | None:
+    expression, zone = cron.compiled(text), zone_named(zone_name)
+    return (_next_shown if expression.repeats else _next_named)(expression, zone, after_ms)
+
+
 def slot_id(job: str, revision_digest: str, at_ms: int, salt: str = "") -> str:
     """The name of one scheduled firing: 12 hex digits over the job, the spec in force and the instant. `salt` tells
     apart what shares all three, such as two requests in one millisecond."""
-    text = json.dumps([job, revision_digest, at_ms, salt], separators=(",", ":"))
+    told = json.dumps(salt) if salt else '""'  # Of the others no character is written otherwise in JSON.
+    text = f'["{job}","{revision_digest}",{at_ms},{told}]'
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:12]
 
 
@@ -147,15 +153,17 @@ def _next_named(expression: cron.Cron, zone: ZoneInfo, after_ms: int) -> int | N
 
 
 def _next_shown(expression: cron.Cron, zone: ZoneInfo, after_ms: int) -> int | None:
-    """Walks through stretches of at most a day with one offset; within one, the wall is plain arithmetic."""
+    """Walks through stretches of one to two days with one offset; within one, the wall is plain arithmetic."""
     from_ms = after_ms + 1
     horizon_ms = min(after_ms + _HORIZON_MS, _LAST_MS)
     while from_ms < horizon_ms:
-        offset = offset_ms(zone, from_ms)
-        end_ms = from_ms + _DAY_MS
-        jumps = offset_ms(zone, end_ms) != offset
-        if jumps:
-            end_ms = change_ms(zone, from_ms, end_ms)
+        offset, day = offset_ms(zone, from_ms), from_ms // DAY_MS
+        end_ms = change_on_ms(zone, day)
+        if end_ms is None or end_ms <= from_ms:
+            end_ms = change_on_ms(zone, day + 1)
+        jumps = end_ms is not None
+        if end_ms is None:
+            end_ms = (day + 2) * DAY_MS
         reading = expression.next_wall_ms(from_ms + offset)
         if reading is None:
             return None
@@ -163,5 +171,5 @@ def _next_shown(expression: cron.Cron, zone: ZoneInfo, after_ms: int) -> int | N
             return reading - offset
         # No clock goes back by more than a day, so after a day without a jump the wall never again shows a reading from
         # before `from_ms`: nothing matches until `reading`, which no offset moves by more than two days.
-        from_ms = end_ms if jumps else max(end_ms, reading - offset - 2 * _DAY_MS)
+        from_ms = end_ms if jumps else max(end_ms, reading - offset - 2 * DAY_MS)
     return None

@@ -60,6 +60,7 @@ from policies.promise import SCHEMA_BYTES_MAX, check_schema, size_bytes
 from policies.quantity import duration_text
 from policies.schedule import SCHEDULES, AnySchedule, OnSchedule, Zoned
 from policies.template import Reference, places, reference, references
+from policies.upgrade.spec import Upgrade
 from policies.zone import first_instant_ms, wall_ms_of, zone_named
 
 SPEC = 1  # The version of the canonical form. Only a canonical form carries it, and only there a bare number is ms.
@@ -425,14 +426,15 @@ class Job(Body):
 
     @model_validator(mode="after")
     def _files(self) -> Self:
-        filled = self.model_dump(exclude={"description", *_NOT_FILLED})
+        told = self.model_dump(exclude={"description"})
+        filled = {field: value for field, value in told.items() if field not in _NOT_FILLED}
         if not isinstance(self.schedule, OnSchedule) and any(f.name.startswith("file.") for f in references(filled)):
             raise BadValue(
                 "{{ file.path }} or {{ file.name }} in a job that no file starts",
                 "Only a job with schedule: {on: {path: ...}} has a file",
             )
         for field in _NOT_FILLED:
-            if any(f.name.startswith("file.") for f in references(self.model_dump(include={field}))):
+            if any(f.name.startswith("file.") for f in references(told.get(field))):
                 raise BadValue(
                     f"{{{{ file.path }}}} and {{{{ file.name }}}} are not filled in `{field}`",
                     "They can stand in argv, stdin, env, kwargs, prompt and the steps",
@@ -499,11 +501,26 @@ class AgentJob(AgentBody, Job):
         return self
 
 
+class UpgradeJob(Upgrade, Job):
+    kind: Literal["upgrade"]
+    timeout_ms: Duration = Field(default=21_600_000, alias="timeout", ge=1)
+
+    @model_validator(mode="after")
+    def _not_for_all(self) -> Self:
+        if self.retry.attempts > 1:
+            raise BadValue("an upgrade is not tried again by `retry`", "The next slot does; leave `retry` out")
+        for field in ("outputs", "expects", "cwd"):
+            if getattr(self, field):
+                raise BadValue(f"`{field}` has no meaning for many repositories", "Leave it out")
+        return self
+
+
 AnyJob = Annotated[
     Annotated[CommandJob, Tag("<command>")]
     | Annotated[PythonJob, Tag("<python>")]
     | Annotated[InferenceJob, Tag("<inference>")]
-    | Annotated[AgentJob, Tag("<agent>")],
+    | Annotated[AgentJob, Tag("<agent>")]
+    | Annotated[UpgradeJob, Tag("<upgrade>")],
     Discriminator(_kind),
 ]
 _KINDS: dict[str, type[Job]] = {
@@ -511,6 +528,7 @@ _KINDS: dict[str, type[Job]] = {
     "python": PythonJob,
     "inference": InferenceJob,
     "agent": AgentJob,
+    "upgrade": UpgradeJob,
 }
 
 

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from state.graph import WITH_PROCESS, Run
+from state.graph import WITH_PROCESS, Run, is_container
 
 Json = Any
 
@@ -46,7 +46,7 @@ def judge(
         reason = f"{reason}; {note}"
     retry_at_ms = None
     # An agent's run is not tried again as a whole: its steps are, one by one.
-    retry = {} if run.spec.get("kind") == "agent" else run.spec["retry"]
+    retry = {} if is_container(run.spec) else run.spec["retry"]
     attempts = retry.get("attempts", 1)
     if kind in retry.get("on", ()) and run.attempt < attempts:
         wait_ms = backoff_ms(retry, run.attempt)

@@ -1,4 +1,4 @@
-"""The scheduling policy: the parameters of every decision. Defaults: `policies/defaults/scheduling.yaml`, only."""
+"""The scheduling policy: the parameters of every decision. Defaults: `policies/defaults/scheduling.yaml`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,25 @@ from pydantic import BaseModel, ConfigDict, Field
 from policies.budget import Pool
 
 Json = Any
+
+BEFORE: Mapping[str, Json] = {
+    "max_running": 16,
+    "late_after_ms": 30_000,
+    "max_decisions_per_plan": 200,
+    "max_slots_per_job": 10_000,
+    "clock_jump_ms": 2_000,
+    "memory_percent": 100,
+    "aging_ms": 60_000,
+    "stagger_ms": 0,
+    "retry_jitter_percent": 0,
+    "notice_attempts": 8,
+    "notice_base_ms": 30_000,
+    "notice_max_ms": 43_200_000,
+    "notices_at_once": 4,
+    "notices_waiting_max": 1_000,
+    "pools": {},
+}
+"""What held before there was a field for it. Not the defaults, which may change; these stay, as the past does."""
 
 
 class SchedulingPolicy(BaseModel):
@@ -34,6 +53,13 @@ class SchedulingPolicy(BaseModel):
     notices_at_once: int = Field(ge=1, le=100)
     notices_waiting_max: int = Field(ge=1, le=100_000)
     pools: dict[str, Pool]
+
+    @classmethod
+    def recorded(cls, values: Mapping[str, Json]) -> SchedulingPolicy:
+        """The policy that a ledger says was adopted, perhaps by another version: a field it did not have yet has the
+        value by which this version does as that one did, and one that is gone says nothing."""
+        known = {name: value for name, value in values.items() if name in cls.model_fields}
+        return cls.model_validate({**BEFORE, **known})
 
     def digest(self) -> str:
         return hashlib.sha256(orjson.dumps(self.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]

@@ -17,7 +17,8 @@ from policies.agenda import Agenda, fresh
 from policies.budget import Entries
 from policies.policy import SchedulingPolicy
 from policies.schedule import Schedule
-from state.graph import Arrivals, Graph, Request, Run, Spending
+from policies.upgrade import saga
+from state.graph import Arrivals, Graph, Request, Run, Spending, is_container
 from state.spending import accounts
 
 Json = Any
@@ -62,6 +63,15 @@ class Child(NamedTuple):
     state: str
 
 
+class Container(NamedTuple):
+    """A run without a process of its own, and its steps so far."""
+
+    run: Run
+    children: tuple[Child, ...]
+    wanted: tuple[dict[str, Json], ...]
+    """Of an upgrade: the steps that begin now. An agent's stand in its spec."""
+
+
 class Capacity(NamedTuple):
     cpus: int
     memory_bytes: int
@@ -84,7 +94,7 @@ class Question:
     """Those that wait, or are in backoff with the time come; of those that wait for a place only the first that could
     fill the places there are."""
     last: str  # the last of those, if there are more: no run behind it is given a place that one of them may want
-    agents: tuple[tuple[Run, tuple[Child, ...]], ...]
+    agents: tuple[Container, ...]
     requests: tuple[Request, ...]
     leases: Mapping[str, tuple[str, int, bool]]  # key -> holder, token, foreign
     running: tuple[Running, ...]
@@ -119,7 +129,9 @@ class Question:
                     [r.name, r.state, r.rule, r.attempt, r.created_at, r.not_before_ms] for r in self.waiting
                 ),
                 "last": self.last,
-                "agents": sorted([run.name, run.state, sorted(map(list, children))] for run, children in self.agents),
+                "agents": sorted(
+                    [it.run.name, it.run.state, sorted(map(list, it.children)), *it.wanted] for it in self.agents
+                ),
                 "requests": sorted(
                     [r.request, r.verb, r.job, r.run, r.at, r.retries, r.overlap, r.slots, r.file]
                     for r in self.requests
@@ -213,13 +225,15 @@ def ask(graph: Graph, agenda: Agenda, policy: SchedulingPolicy, wall_ms: int) ->
     staggered_ms = 0
     for run in graph.holding.values():
         spec = run.spec
-        if spec.get("kind") != "agent":
+        if not is_container(spec):
             running.append(Running(run.name, spec.get("needs", {}), pools_of(graph, run, pools)))
-        elif run.state == "running":
+            continue
+        begins = saga.wanted(graph, run) if spec["kind"] != "agent" else ()
+        if begins or (spec["kind"] == "agent" and run.state == "running"):
             children = tuple(
                 Child(child.name, child.step, child.state) for name in run.children if (child := graph.run(name))
             )
-            agents.append((run, children))
+            agents.append(Container(run, children, begins))
     for run in agenda.queue.stirring.values():
         if run.not_before_ms <= wall_ms:
             waiting.append(run)
@@ -229,7 +243,7 @@ def ask(graph: Graph, agenda: Agenda, policy: SchedulingPolicy, wall_ms: int) ->
     places = len(agenda.queue) if here.paused else policy.max_running - len(running)
     first = agenda.queue.first(graph, places, wall_ms, policy) if len(agenda.queue) and places > 0 else []
     waiting += first
-    names = due | ready | {run.job for run in waiting} | {run.job for run, _ in agents}
+    names = due | ready | {run.job for run in waiting} | {it.run.job for it in agents}
     requests = tuple(r for r in graph.requests.values() if r.verb in ("start", "backfill"))
     names |= {r.job for r in requests}
     names |= {name for name, known in graph.arrivals.items() if known.pending or known.lost}

@@ -13,8 +13,9 @@ from ledger.instant import Now
 from ledger.record import Draft
 from policies.outcome import judge
 from policies.overlap import TERMINATE_OTHER, overlap_of
+from policies.upgrade import saga
 from state.events import draft
-from state.graph import OVER, WITH_PROCESS, Graph, Job, Run
+from state.graph import OVER, WITH_PROCESS, Graph, Job, Run, is_container
 
 Json = Any
 
@@ -28,25 +29,42 @@ def react(graph: Graph, now: Now, silent: frozenset[str] = frozenset()) -> list[
         parent = graph.run(run.parent) if run.parent else None
         if run.name in cancelled and run.state != "stopping":
             follows.append(_stop(run, "cancel", cancelled[run.name]))
-        elif parent is not None and parent.state == "stopping" and run.state != "stopping":
+        elif parent is not None and parent.state == "stopping" and run.state != "stopping" and not _shielded(run):
             follows.append(_stop(run, "parent", "hermesd"))
         elif not run.parent and run.state != "stopping" and (by := _replaced(graph, run)):
             follows.append(_stop(run, "overlap", "hermesd", force=by == TERMINATE_OTHER))
         elif run.name not in silent and overdue_ms(run) is not None and now.boot_ms >= overdue_ms(run):  # type: ignore[operator]
             why = "timeout" if run.state == "running" else run.stopping_why
             follows.append(_stopping(run, why, "hermesd", force=run.state == "stopping"))
-        elif (
-            run.spec.get("kind") == "agent"
-            and run.state in ("running", "stopping")
-            and (ended := _agent_end(graph, run, now)) is not None
-        ):
-            follows.append(ended)
+        elif is_container(run.spec):
+            follows += _of_container(graph, run, now)
     return follows
+
+
+def _shielded(run: Run) -> bool:
+    """It is seen through, and the sooner it is over the better."""
+    return bool(run.spec.get("shielded"))
+
+
+def _of_container(graph: Graph, run: Run, now: Now) -> list[Draft]:
+    if run.spec["kind"] == "agent":
+        ended = _agent_end(graph, run, now) if run.state in ("running", "stopping") else None
+        return [] if ended is None else [ended]
+    settled, conclusion = saga.conclusions(graph, run)
+    if conclusion is None:
+        return settled
+    if not run.stopping_why:
+        return [*settled, finished(run, conclusion.outcome, conclusion.reason)]
+    verdict = judge(run, now.wall_ms, code=None, signal_number=None)
+    return [*settled, finished(run, verdict.outcome, f"{verdict.reason}; {conclusion.reason}")]
 
 
 def _concerned(graph: Graph, cancelled: Mapping[str, str]) -> list[Run]:
     """The runs to which something may happen without a report: of those that wait only the few that others end."""
     holding, names = graph.holding, set(cancelled)
+    for upgrade in graph.upgrades:
+        if (above := graph.active.get(upgrade)) is not None:
+            names.update(name for name in above.children if name in graph.active)
     for parent in holding.values():
         if parent.children and parent.state == "stopping":
             names.update(parent.children)
@@ -62,7 +80,7 @@ def overdue_ms(run: Run) -> int | None:
     if run.state == "running" and run.started_boot_ms:
         timeout: int | None = run.spec.get("timeout")
         return run.started_boot_ms + timeout if timeout else None
-    if run.state == "stopping" and not run.forced and run.spec.get("kind") != "agent":
+    if run.state == "stopping" and not run.forced and not is_container(run.spec):
         grace: int = run.spec["grace"]
         return run.stopping_boot_ms + grace
     return None

@@ -11,7 +11,9 @@ from policies.agenda import Agenda
 from policies.decision import decide
 from policies.policy import SchedulingPolicy
 from policies.question import ask, digest
-from state.graph import Graph
+from policies.upgrade.plan import plan_upgrade
+from policies.upgrade.saga import question_of
+from state.graph import Graph, Policy
 from state.projector import apply
 
 Json = Any
@@ -45,6 +47,14 @@ class Past:
 
     graph: Graph = field(default_factory=Graph)
     agenda: Agenda = field(default_factory=Agenda)
+    _adopted: tuple[Policy, SchedulingPolicy] | None = None
+
+    def policy(self) -> SchedulingPolicy:
+        """The one in force, read once for as long as it is."""
+        known = self.graph.policy
+        if self._adopted is None or self._adopted[0] is not known:  # Not by its digest, which may be a lie.
+            self._adopted = known, SchedulingPolicy.recorded(known.values)
+        return self._adopted[1]
 
     def fold(self, record: Record) -> None:
         patch = apply(self.graph, record)
@@ -52,11 +62,16 @@ class Past:
         self.agenda.follow(patch.put, self.graph)
 
 
+def is_decision(record: Record) -> bool:
+    return record.type in ("plan.decided", "upgrade.planned")
+
+
 def decide_again(past: Past, record: Record) -> Verdict:
-    """Put the question of one `plan.decided` to the planner again, in the state just before it."""
+    """Put the question of one decision to its planner again, in the state just before it."""
     data = record.data
-    policy = SchedulingPolicy.model_validate(past.graph.policy.values)
-    question = ask(past.graph, past.agenda, policy, data["wall_ms"])
+    if record.type == "upgrade.planned":
+        return _upgrade_again(past, record)
+    question = ask(past.graph, past.agenda, past.policy(), data["wall_ms"])
     question.preflight.update(data["preflight"])
     plan = decide(question)
     return Verdict(
@@ -71,10 +86,29 @@ def decide_again(past: Past, record: Record) -> Verdict:
     )
 
 
+def _upgrade_again(past: Past, record: Record) -> Verdict:
+    data, graph = record.data, past.graph
+    run = graph.run(data["run"])
+    answer = plan_upgrade(question_of(graph, run, data["wall_ms"], data["policy"])) if run is not None else None
+    told = ("repos", "gate", "federation", "coordination", "topology")
+    return Verdict(
+        seq=record.seq,
+        tick=graph.here.tick,
+        code=graph.here.code,
+        recorded_hash=data["decision_hash"],
+        hash=answer["decision_hash"] if answer else "",
+        differing_inputs=tuple(
+            group for group, found in (answer["inputs"] if answer else {}).items() if data["inputs"].get(group) != found
+        ),
+        recorded=tuple(data[name] for name in told),
+        again=tuple(answer[name] for name in told) if answer else (),  # type: ignore[literal-required]
+    )
+
+
 def verify_decisions(records: Iterable[Record], past: Past | None = None) -> Iterator[Verdict]:
     """Walk a ledger from its first record; one verdict for each plan, in order. `past` ends at the last record."""
     past = past or Past()
     for record in records:
-        if record.type == "plan.decided":
+        if is_decision(record):
             yield decide_again(past, record)
         past.fold(record)

@@ -11,6 +11,7 @@ from ledger.record import Draft
 from policies import due
 from policies.backfill import Impossible, backfill
 from policies.survey import run_name
+from state import upgrades
 from state.events import AuditFinished, IllegalEvent, draft
 from state.graph import OVER, Graph, Job, Run
 
@@ -97,7 +98,22 @@ def _start(asked: Asked, retries: str = "") -> Answer:
     run = run_name(job.name, asked.wall_ms, due.slot_id(job.name, job.digest, asked.wall_ms, asked.request))
     data = {**asked.by, "job": job.name, "run": run} | ({"retries": retries} if retries else {})
     data |= {"file": file} if file else {}
+    data |= _undo(asked, job) if asked.args.get("undo") else {}
     return draft("start.requested", job.id, data, id=asked.request), {"run": run, "request": asked.request}
+
+
+def _undo(asked: Asked, job: Job) -> dict[str, Json]:
+    """The spec of a start that only takes the last upgrade of one repository back."""
+    key = str(asked.args["undo"])
+    keys = [str(repo["key"]) for repo in job.spec.get("repos", ())]
+    if key not in keys:
+        raise Declined("unknown-repository", f"job {job.name!r} has no repository {key!r}", f"it has {', '.join(keys)}")
+    memory = upgrades.memory(asked.graph, key)
+    upgraded = [row for row in (memory.recent if memory is not None else ()) if row[1] == "upgraded"]
+    if not upgraded:
+        raise Declined("never-upgraded", f"{key} has not been upgraded by Hermes", "there is nothing to take back")
+    _, _, old, new, *_ = upgraded[-1]
+    return {"specs": {str(job.revision): {**job.spec, "undo": {"key": key, "old": old, "new": new}}}}
 
 
 def _retry(asked: Asked) -> Answer:
@@ -193,7 +209,7 @@ def _redact(asked: Asked) -> Answer:
     told, elsewhere = asked.args.get("digests", ()), asked.args.get("elsewhere", ())
     if run is None and not told and not asked.args.get("known"):
         raise Declined("unknown-run", f"there is no run {name!r}", "`hermesd runs list` shows the runs")
-    steps = [step for child in run.children if (step := asked.graph.run(child)) is not None] if run is not None else []
+    steps = asked.graph.below(run) if run is not None else []
     own = {name, *(step.name for step in steps), *(str(step) for step in asked.args.get("runs", ()))}
     digests = {str(digest) for digest in told}
     digests |= {digest for it in (run, *steps) if it is not None for digest in it.artifacts.values()}

@@ -6,6 +6,8 @@ everything.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ledger.instant import ms_of
 from ledger.record import Draft
 from state.events import draft
@@ -28,3 +30,13 @@ def forgotten(graph: Graph, wall_ms: int) -> Draft | None:
                 break  # Those behind it ended later.
             names.append(name)
     return draft("runs.forgotten", "runs", {"runs": names}) if names else None
+
+
+def left_over(graph: Graph, errands: Iterable[str]) -> list[str]:
+    """Of the names of errands' folders (a mark, then the notice, or the run and what about it), those that nobody waits
+    for: what a daemon left that was killed between an errand's end and its folder's."""
+    return [
+        name
+        for name in errands
+        if name[1:] not in graph.notices and not any(name[1:].startswith(f"{run}.") for run in graph.active)
+    ]

@@ -15,7 +15,7 @@ from ledger.instant import ms_of, text_of
 from policies import due
 from policies.overlap import ALLOW_ALL, SKIP, Overlap, overlap_of
 from policies.quantity import duration_text
-from policies.question import DueJob, Question
+from policies.question import Container, DueJob, Question
 from policies.queue import BY_HAND, aged, own_priority, takes_turns
 from state.graph import OVER, Request, Run
 
@@ -45,6 +45,7 @@ class Candidate(NamedTuple):
     catches_up: bool = False  # it makes up for a missed slot
     file: str = ""
     turn: int = 0  # among those of one job and instant
+    tells_spec: bool = False  # its decision says what it is to do, which stands nowhere else
 
     def order(self) -> tuple[int, int, int, str, int, int, str]:
         """The total order of a plan: dependency depth, priority, risk score, name; then slot and run."""
@@ -73,6 +74,8 @@ class Candidate(NamedTuple):
             decided["retries"] = self.retries
         if self.file:
             decided["file"] = self.file
+        if self.tells_spec:
+            decided["spec"] = dict(self.spec)
         return decided | more
 
 
@@ -118,8 +121,11 @@ def survey(question: Question) -> Survey:
             _asked(found, question, request)
     for run in question.waiting:
         _again(found, question, run)
-    for parent, children in question.agents:
-        _steps(found, question, parent, {child.step: child.state for child in children})
+    for container in question.agents:
+        if container.wanted:
+            _begin(found, question, container)
+        else:
+            _steps(found, question, container.run, {child.step: child.state for child in container.children})
     found.entries.sort(key=lambda entry: entry[0].order())
     _stagger(found, question)
     return found
@@ -127,14 +133,18 @@ def survey(question: Question) -> Survey:
 
 def run_name(job: str, at_ms: int, slot: str) -> str:
     """A run's name: the job, the instant, and the slot's identity, which tells apart requests of one second."""
-    stamp = text_of(at_ms // 1000 * 1000).replace("-", "").replace(":", "")
-    return f"{job}.{stamp}.{slot}"
+    return _named(job, text_of(at_ms // 1000 * 1000), slot)
+
+
+def _named(job: str, at: str, slot: str) -> str:
+    return f"{job}.{at.replace('-', '').replace(':', '')}.{slot}"
 
 
 def _new(job: DueJob, question: Question, slot: str, at_ms: int, trigger: str, **more: Json) -> Candidate:
-    run = more.pop("run", "") or run_name(job.name, at_ms, slot)
+    at = text_of(at_ms)
+    run = more.pop("run", "") or (run_name(job.name, at_ms, slot) if at_ms % 1000 else _named(job.name, at, slot))
     return Candidate(
-        run=run, job=job.name, slot=slot, at=text_of(at_ms), trigger=trigger, revision=job.revision, attempt=1,
+        run=run, job=job.name, slot=slot, at=at, trigger=trigger, revision=job.revision, attempt=1,
         spec=job.spec, depth=job.depth, priority=job.spec["priority"], risk_score=0, rule="", **more,
     )  # fmt: skip
 
@@ -287,6 +297,9 @@ def _asked(found: Survey, question: Question, request: Request) -> None:
         job, question, slot, at_ms, trigger, run=request.run, request=request.request, retries=request.retries,
         file=request.file,
     )  # fmt: skip
+    if request.specs:
+        (revision, spec), *_ = request.specs.items()
+        candidate = candidate._replace(revision=int(revision), spec=spec)
     if job.removed:
         found.settle(candidate, "skipped", "removed", "the job was removed before the request could be met")
     elif question.paused:
@@ -390,3 +403,16 @@ def _steps(found: Survey, question: Question, parent: Run, states: Mapping[str, 
             found.settle(candidate, "skipped", "steps.upstream", reason)
         elif not question.paused:
             found.admit(candidate)
+
+
+def _begin(found: Survey, question: Question, container: Container) -> None:
+    """The steps that an upgrade, or one repository of it, begins now."""
+    parent, job = container.run, question.jobs[container.run.job]
+    for spec in () if question.paused else container.wanted:
+        found.admit(
+            Candidate(
+                run=f"{parent.name}.{spec['name']}", job=parent.job, slot=parent.slot, at=parent.at, trigger="step",
+                revision=parent.revision, attempt=1, spec=spec, depth=job.depth, priority=job.spec["priority"],
+                risk_score=0, rule="", parent=parent.name, step=spec["name"], tells_spec=True,
+            )
+        )  # fmt: skip

@@ -55,8 +55,11 @@ def references(value: Any) -> Iterator[Reference]:
 def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Where in a JSON value placeholders stand, and what is between their braces, in reading order."""
     if isinstance(value, str):
-        yield from ((path, match[1]) for match in _PLACEHOLDER.finditer(value))
-    elif isinstance(value, Mapping):
+        if "{{" in value:
+            yield from ((path, match[1]) for match in _PLACEHOLDER.finditer(value))
+    elif value is None or isinstance(value, bool | int | float):
+        return
+    elif isinstance(value, dict | Mapping):
         for key, inner in value.items():
             yield from places(inner, (*path, key))
     elif isinstance(value, list | tuple):

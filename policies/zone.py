@@ -18,6 +18,7 @@ from policies.fault import BadValue, meant
 _EPOCH = datetime(1970, 1, 1)
 _EPOCH_UTC = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
+DAY_MS = 86_400_000
 
 # Files of the database that are no places: `localtime` differs by machine, `right/` counts leap seconds.
 _NO_PLACE = re.compile(r"localtime|posixrules|Factory|leapseconds|tzdata.*|(?:posix|right)/.*|.*\.(?:tab|zi|list)")
@@ -80,6 +81,16 @@ def change_ms(zone: ZoneInfo, low_ms: int, high_ms: int) -> int:
         else:
             low_ms = middle_ms
     return high_ms
+
+
+@lru_cache(maxsize=4096)
+def change_on_ms(zone: ZoneInfo, day: int) -> int | None:
+    """The instant at which the offset changes on that day of UTC, counted from the epoch; None if it does not. A change
+    at midnight belongs to the day that ends."""
+    low_ms = day * DAY_MS
+    if offset_ms(zone, low_ms) == offset_ms(zone, low_ms + DAY_MS):
+        return None
+    return change_ms(zone, low_ms, low_ms + DAY_MS)
 
 
 class Gap(NamedTuple):

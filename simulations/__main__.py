@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from simulations.faults import FAULTS
-from simulations.shrink import Life, keep, live, shrink
+from simulations.shrink import Life, keep, live_all, shrink
 from simulations.world import STEPS
 
 SHARE = 50
@@ -37,9 +37,8 @@ class Chunk(NamedTuple):
 
 def _lives(first: int, count: int, steps: int, faults: str | None, without: str) -> Chunk:
     began_s, effects, hours = time.process_time(), 0, 0.0
-    for seed in range(first, first + count):
-        life = _life(seed, steps, faults, without)
-        lived = live(life)
+    lives = (_life(seed, steps, faults, without) for seed in range(first, first + count))
+    for seed, lived in enumerate(live_all(lives), first):
         effects, hours = effects + lived.effects, hours + lived.lived_hours
         if lived.invariant:
             return Chunk(first, seed - first + 1, effects, hours, time.process_time() - began_s, lived.told)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ledger.disk import Disk
 from ledger.reader import read
 from ledger.record import Record
 from simulations.expression import Expression
-from state.graph import Graph
+from state.graph import AnyNode, Graph
 from state.projector import apply
 from state.snapshot import restore, usable
 from state.upcast import as_current
@@ -77,21 +77,41 @@ def _walk(records: Iterable[Record], graph: Graph, expression: Expression, first
     told = counted()
     if expression.jobs:
         told = only(told, expression.jobs, graph)
-    before = _values(expression, graph)
+    members = {
+        text: {node.id for node in _countable(graph) if is_one(node)} for text, is_one in expression.counted.items()
+    }
+    reads = [(text, read) for text, read in expression.names.items() if text not in members]
+    before = {text: read(graph) for text, read in expression.names.items()}
     for record in told:
         patch = apply(graph, record)
         graph.merge(patch, record.seq)
         if not expression.concerns(patch.put, patch.drop):
             continue
-        holds = expression.holds(graph)
-        if holds != first:
-            return Found(Change(record, holds, before, _values(expression, graph)), first, start, count)
-        before = _values(expression, graph)
+        values = {text: read(graph) for text, read in reads}
+        for text, found in members.items():  # Counted on, since there may be very many of them.
+            is_one = expression.counted[text]
+            for node in patch.put:
+                (found.add if is_one(node) else found.discard)(node.id)
+            found.difference_update(patch.drop)
+            values[text] = len(found)
+        if values != before and (holds := expression.holds_for(values)) != first:
+            return Found(
+                Change(record, holds, _as_written(expression, before), _as_written(expression, values)),
+                first,
+                start,
+                count,
+            )
+        before = values
     return Found(None, first, start, count)
 
 
-def _values(expression: Expression, graph: Graph) -> dict[str, Json]:
-    return {text: read(graph) for text, read in expression.names.items()}
+def _countable(graph: Graph) -> Iterator[AnyNode]:
+    yield from graph.jobs.values()
+    yield from graph.active.values()
+
+
+def _as_written(expression: Expression, values: Mapping[str, Json]) -> dict[str, Json]:
+    return {text: values[text] for text in expression.names}
 
 
 _OF_A_JOB = frozenset(

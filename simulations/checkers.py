@@ -6,7 +6,9 @@ the seed, the invariant and the last steps, and one command that shows it again.
 
 from __future__ import annotations
 
+from functools import cache
 from hashlib import sha256
+from sqlite3 import Connection
 from typing import TYPE_CHECKING, Any
 
 from daemon.errand import MARK
@@ -20,9 +22,9 @@ from ledger.record import Record
 from ledger.segment import KEEPING
 from ledger.verify import verify
 from policies import due
-from policies.job import parse_job
 from policies.replay import Past, verify_decisions
-from simulations.oracle_sqlite import Tables
+from policies.schedule import schedule_of
+from simulations.oracle_sqlite import Tables, emptied
 from state import snapshot
 from state.arrivals import stamp
 from state.audit import audit
@@ -199,9 +201,15 @@ def _derived(world: World, graph: Graph, head: Head) -> None:
         raise world.violation("the auditor finds that all agrees", unexpected)
 
 
+@cache
+def _database() -> Connection:
+    """Made once for all lives: with it its prepared questions are kept, too."""
+    return emptied()
+
+
 def _tables(world: World, records: list[Record], graph: Graph) -> None:
     assert world.loop is not None
-    tables = Tables()
+    tables = Tables(_database())
     tables.feed(records)
     policy = world.policy
     broken = tables.broken_rules(
@@ -341,7 +349,7 @@ def _slots(world: World, records: list[Record], past: Past) -> None:
         if record.type != "job.defined":
             continue
         name = record.data["job"]
-        job, schedule = past.graph.jobs[name], parse_job(record.data["spec"]).schedule
+        job, schedule = past.graph.jobs[name], schedule_of(record.data["spec"]["schedule"])
         expected = due.slots(schedule, ms_of(record.ts), job.cursor_ms, 1_000_000)
         singles = decided_slots.get(name, {})
         covered: dict[int, int] = {at_ms: len(runs) for at_ms, runs in singles.items()}

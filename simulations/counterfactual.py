@@ -70,9 +70,10 @@ class Told:
 class Chronicle:
     """Decisions and ends, by what they are about. The same for the record and for what is simulated."""
 
-    def __init__(self, agents: Iterable[str] = ()) -> None:
-        """`agents`: jobs whose runs have no process of their own."""
-        self.agents = set(agents)
+    def __init__(self, agents: Iterable[str] = (), upgrades: Iterable[str] = ()) -> None:
+        """`agents`: jobs whose runs have no process of their own. `upgrades`: jobs whose runs are told as one, without
+        their steps, since nobody knows what git would have said at another time."""
+        self.agents, self.upgrades = set(agents), set(upgrades)
         self.told: dict[Key, Told] = {}
         self.order: list[Key] = []
         self.decisions = 0
@@ -87,6 +88,8 @@ class Chronicle:
 
     def decided(self, decision: Mapping[str, Json], wall_ms: int) -> None:
         self.decisions += 1
+        if "parent" in decision and decision["job"] in self.upgrades:
+            return
         run, verdict = decision["run"], decision["verdict"]
         key = self._keys.get(run) or self._key(decision)
         self._keys[run] = key
@@ -195,7 +198,8 @@ class Counterfactual:
         specs = [(name, job.spec) for name, job in graph.jobs.items()]
         specs += [(name, job.spec) for name, job in (jobs or {}).items()]
         agents = [name for name, spec in specs if spec.get("kind") == "agent"]
-        self._recorded, self._again = Chronicle(agents), Chronicle(agents)
+        upgrades = [name for name, spec in specs if spec.get("kind") == "upgrade"]
+        self._recorded, self._again = Chronicle(agents, upgrades), Chronicle(agents, upgrades)
         self._names: dict[Key, str] = {}
         self._drawn: Counter[str] = Counter()
         self._left_out: Counter[str] = Counter()
@@ -250,6 +254,9 @@ class Counterfactual:
             elif record.type in ("job.defined", "job.changed") and record.data["spec"].get("kind") == "agent":
                 chronicle.agents.add(record.data["job"])
                 self._again.agents.add(record.data["job"])
+            elif record.type in ("job.defined", "job.changed") and record.data["spec"].get("kind") == "upgrade":
+                chronicle.upgrades.add(record.data["job"])
+                self._again.upgrades.add(record.data["job"])
             elif record.type == "daemon.stopped":
                 stopped_ms = wall_ms
             elif record.type == "daemon.started":
@@ -428,7 +435,7 @@ class Counterfactual:
 
 def rules_of(values: Mapping[str, Json]) -> SchedulingPolicy | None:
     """The policy that a record names; None if there is none yet."""
-    return SchedulingPolicy.model_validate(values) if values else None
+    return SchedulingPolicy.recorded(values) if values else None
 
 
 _OF_JOBS = ("job.defined", "job.changed", "job.removed")

@@ -331,6 +331,8 @@ class SimDisk:
 class _Operation:
     """One operation that a fault may hit: before it, instead of it, or after it."""
 
+    __slots__ = ("_disk", "_path", "_verb")
+
     def __init__(self, disk: SimDisk, verb: str, path: str) -> None:
         self._disk, self._verb, self._path = disk, verb, path
 
@@ -344,6 +346,8 @@ class _Operation:
         if disk._cut_at == (disk.operations, False):
             disk._dead = True
             raise PowerCut
+        if not disk._faults and disk._fail_point is None and disk._sticky is None:
+            return
         number = disk._faults.get(disk.operations, disk._sticky)
         if disk._fail_point is not None and disk._fail_point[0].match(f"{self._verb} {self._path}"):
             number, disk._fail_point = disk._fail_point[1], None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from policies.fault import BadValue, meant
@@ -18,6 +18,8 @@ from state.graph import HERE, OVER, POLICY, WITH_PROCESS, AnyNode, Graph, Job, L
 
 Json = Any
 Read = Callable[[Graph], Json]
+Values = Mapping[str, Json]
+Evaluate = Callable[[Values], Json]
 
 TEXT_MAX = 2000
 _LIVE = ("waiting", "backoff", *sorted(WITH_PROCESS))
@@ -46,10 +48,12 @@ class Expression:
         self.text = text
         self.names: dict[str, Read] = {}
         """Each thing of the graph that it reads, as it is written."""
+        self.counted: dict[str, Callable[[AnyNode], bool]] = {}
+        """Of those, the ones that say how many nodes are so -> whether one is."""
         self._ids: set[str] = set()
         self._prefixes: set[str] = set()
         self.jobs: set[str] | None = set()
-        """It reads only these jobs; None: it reads other things, too."""
+        """It reads only these jobs and runs of theirs; None: it reads other things, too."""
         if len(text) > TEXT_MAX:
             raise BadValue(f"the expression has more than {TEXT_MAX} letters", "Write a shorter one")
         try:
@@ -57,15 +61,19 @@ class Expression:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise BadValue(f"this is no expression: {getattr(error, 'msg', error)}", _FORMS) from None
         try:
-            self._read = self._compiled(tree.body)
+            self._evaluate = self._compiled(tree.body)
         except RecursionError:
             raise BadValue("the expression is nested too deeply", "Write a flatter one") from None
 
     def value(self, graph: Graph) -> Json:
-        return self._read(graph)
+        return self._evaluate({text: read(graph) for text, read in self.names.items()})
 
     def holds(self, graph: Graph) -> bool:
-        return bool(self._read(graph))
+        return bool(self.value(graph))
+
+    def holds_for(self, values: Values) -> bool:
+        """As `holds`, of what `names` read."""
+        return bool(self._evaluate(values))
 
     def reads(self, names: Iterable[str]) -> bool:
         """Whether a change of these nodes (ids) may change its value."""
@@ -80,59 +88,59 @@ class Expression:
                 return True
         return any(name in ids or (prefixes and name.startswith(prefixes)) for name in drop)
 
-    def _compiled(self, node: ast.expr) -> Read:
+    def _compiled(self, node: ast.expr) -> Evaluate:
         match node:
             case ast.Constant(value=bool() | int() | float() | str() | None as value):
-                return lambda graph: value
+                return lambda values: value
             case ast.List(elts=items) | ast.Tuple(elts=items):
                 reads = [self._compiled(item) for item in items]
-                return lambda graph: [read(graph) for read in reads]
+                return lambda values: [read(values) for read in reads]
             case ast.BoolOp(op=op, values=parts):
                 reads = [self._compiled(part) for part in parts]
                 wanted = isinstance(op, ast.Or)
-                return lambda graph: any(bool(read(graph)) == wanted for read in reads) == wanted
+                return lambda values: any(bool(read(values)) == wanted for read in reads) == wanted
             case ast.UnaryOp(op=ast.Not(), operand=operand):
                 read = self._compiled(operand)
-                return lambda graph: not read(graph)
+                return lambda values: not read(values)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 read = self._compiled(operand)
-                return lambda graph: _summed(operator.sub, 0, read(graph))
+                return lambda values: _summed(operator.sub, 0, read(values))
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _SUMS:
                 first, second, sum_ = self._compiled(left), self._compiled(right), _SUMS[type(op)]
-                return lambda graph: _summed(sum_, first(graph), second(graph))
+                return lambda values: _summed(sum_, first(values), second(values))
             case ast.Compare(left=left, ops=ops, comparators=others):
                 return self._comparison(left, ops, others)
             case ast.Name() | ast.Attribute() | ast.Subscript():
                 return self._named(node)
         raise BadValue(f"{ast.unparse(node)!r} cannot be used here", _FORMS)
 
-    def _comparison(self, left: ast.expr, ops: list[ast.cmpop], others: list[ast.expr]) -> Read:
+    def _comparison(self, left: ast.expr, ops: list[ast.cmpop], others: list[ast.expr]) -> Evaluate:
         reads = [self._compiled(part) for part in (left, *others)]
         compares = [_comparer(op) for op in ops]
 
-        def read(graph: Graph) -> bool:
-            values = [read(graph) for read in reads]
-            return all(compare(values[n], values[n + 1]) for n, compare in enumerate(compares))
+        def evaluate(values: Values) -> bool:
+            parts = [read(values) for read in reads]
+            return all(compare(parts[n], parts[n + 1]) for n, compare in enumerate(compares))
 
-        return read
+        return evaluate
 
-    def _named(self, node: ast.expr) -> Read:
+    def _named(self, node: ast.expr) -> Evaluate:
         text = ast.unparse(node)
         match node:
             case ast.Name(id="seq"):
                 self._whole("")
                 return self._known(text, lambda graph: graph.seq)
             case ast.Attribute(value=ast.Name(id=base), attr=field):
-                return self._known(text, self._field(base, field))
+                return self._known(text, self._field(text, base, field))
             case ast.Attribute(
                 value=ast.Subscript(value=ast.Name(id=base), slice=ast.Constant(value=str(key))), attr=field
             ):
                 return self._known(text, self._field_of(base, key, field))
         raise BadValue(f"{text!r} names nothing", _FORMS)
 
-    def _known(self, text: str, read: Read) -> Read:
+    def _known(self, text: str, read: Read) -> Evaluate:
         self.names[text] = read
-        return read
+        return lambda values: values[text]
 
     def _whole(self, *prefixes: str) -> None:
         self._prefixes.update(prefixes)
@@ -142,7 +150,14 @@ class Expression:
         self._ids.update(names)
         self.jobs = None
 
-    def _field(self, base: str, field: str) -> Read:
+    def _count(self, text: str, kind: type[Job] | type[Run], one: Callable[[Any], bool]) -> Read:
+        self.counted[text] = lambda node: type(node) is kind and one(node)
+        self._whole("job/" if kind is Job else "run/")
+        if kind is Job:
+            return lambda graph: sum(map(one, graph.jobs.values()))
+        return lambda graph: sum(map(one, graph.active.values()))
+
+    def _field(self, text: str, base: str, field: str) -> Read:
         match base, field:
             case "runs", "active":
                 self._whole("run/")
@@ -151,17 +166,13 @@ class Expression:
                 self._one(HERE)
                 return lambda graph: graph.here.counts.get(field, 0)
             case "runs", _ if field in _LIVE:
-                self._whole("run/")
-                return lambda graph: sum(run.state == field for run in graph.active.values())
+                return self._count(text, Run, lambda run: run.state == field)
             case "jobs", "count":
-                self._whole("job/")
-                return lambda graph: sum(not job.removed for job in graph.jobs.values())
+                return self._count(text, Job, lambda job: not job.removed)
             case "jobs", "paused":
-                self._whole("job/")
-                return lambda graph: sum(bool(job.paused) for job in graph.jobs.values())
+                return self._count(text, Job, lambda job: bool(job.paused))
             case "jobs", "failing":
-                self._whole("job/")
-                return lambda graph: sum(bool(job.failing_since) for job in graph.jobs.values())
+                return self._count(text, Job, lambda job: bool(job.failing_since))
             case "leases", "count":
                 self._whole("lease/")
                 return lambda graph: len(graph.leases)
@@ -198,7 +209,9 @@ class Expression:
                 self.jobs.add(key)
             return lambda graph: _of_job(graph.jobs.get(key), field)
         if base == "run":
-            self._one(f"run/{key}")
+            self._ids.add(f"run/{key}")
+            if self.jobs is not None:
+                self.jobs.add(key.split(".")[0])
             return lambda graph: _of_run(graph.run(key), field)
         self._one(f"lease/{key}")
         return lambda graph: _of_lease(graph.leases.get(key), field)

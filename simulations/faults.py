@@ -74,6 +74,7 @@ POINTS = {
     "a lease file is there and the run has not begun": Point(r"act start ", after=False),
     "a run has begun and nobody noted it": Point(r"act started ", after=False),
     "a run is to be stopped and no signal was sent": Point(r"act stop ", after=False),
+    "a run is to be killed and no signal was sent": Point(r"act kill ", after=False),
     "a run is over and its lease file still there": Point(r"act withdraw ", after=False),
 }
 

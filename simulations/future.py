@@ -7,13 +7,15 @@ by the same functions in the same order; that they give the same decisions as th
 at what has not changed decides nothing.
 
 What it assumes: a start takes no time; a process that is told to stop ends at once; programs, models and secrets are
-all there; nobody starts, cancels or pauses anything; no file arrives; nobody else holds a lease.
+all there; nobody starts, cancels or pauses anything; no file arrives; nobody else holds a lease. An upgrade of
+repositories is one run that takes as long as it took before: what git would say is `simulations.fleet`'s.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from ledger.instant import Now, text_of
@@ -113,7 +115,7 @@ class Future:
         seq = self.graph.seq + 1
         self.records += 1
         record = Record(
-            seq, 1, seq, 0, self._stamp, self.boot_ms * 1_000_000, type_, tv, subject, None, None, None,
+            seq, 1, seq, False, self._stamp, self.boot_ms * 1_000_000, type_, tv, subject, None, None, None,
             data if type(data) is dict else dict(data), "",
         )  # fmt: skip
         self.fold(record)
@@ -208,6 +210,9 @@ class Future:
         more = self._anything_to_ask()
         while more:
             question = ask(self.graph, self.agenda, self.policy, self.wall_ms)
+            if any(container.wanted for container in question.agents):  # An upgrade is one run here, with one end.
+                agents = tuple(container for container in question.agents if not container.wanted)
+                question = replace(question, agents=agents)
             if self.preflight:
                 question.preflight.update(self.preflight)
             decisions, more, _ = choose(question, survey(question))

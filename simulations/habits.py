@@ -57,6 +57,7 @@ class Attempts:
         self._runs: dict[str, tuple[str, str]] = {}
         self._began: dict[str, tuple[int, int]] = {}  # wall ms, boot ms
         self._boot = ""
+        self._upgrades: set[str] = set()
 
     def know(self, run: Run) -> None:
         """A run that is not over where the records begin."""
@@ -70,6 +71,10 @@ class Attempts:
             for decided in data["decisions"]:
                 if decided["verdict"] == "started":
                     self._runs[decided["run"]] = (decided["job"], decided.get("step", ""))
+                    if decided["job"] in self._upgrades and "parent" not in decided:  # It has no process that starts.
+                        self._began[decided["run"]] = (ms_of(record.ts), record.mt // 1_000_000)
+        elif kind in ("job.defined", "job.changed") and data["spec"].get("kind") == "upgrade":
+            self._upgrades.add(data["job"])
         elif kind == "run.started":
             self._began[data["run"]] = (ms_of(record.ts), record.mt // 1_000_000)
         elif kind == "run.finished":
@@ -94,6 +99,8 @@ class Attempts:
         else:
             began_ms = began[0]
             took_ms = record.mt // 1_000_000 - began[1] if began[1] >= 0 else ended_ms - began_ms
+        if known[0] in self._upgrades and data["code"] is None and data["outcome"] in ("succeeded", "failed"):
+            data = {**data, "code": int(data["outcome"] == "failed")}  # As if it had been a process.
         return Attempt(
             run,
             *known,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
+from typing import Protocol
 
 from daemon.errand import MARK
 from daemon.ports import Began, Ended, Order, Report, SpawnError
@@ -44,6 +45,16 @@ class SimClock:
         self.lived_ns += ns
 
 
+class Work(Protocol):
+    """What a process does to the world beside its exit status."""
+
+    def done(self) -> int:
+        """It has come to its end. The exit status."""
+
+    def cut(self) -> None:
+        """It was killed before."""
+
+
 @dataclass(slots=True)
 class Process:
     key: Key
@@ -61,6 +72,8 @@ class Process:
     """Nobody sees how it ends."""
     echo_ms: int = 0
     """Its end is reported again so long after the first time; 0: it is not."""
+    work: Work | None = None
+    """None once it has had its effect, or will have none."""
 
 
 @dataclass(slots=True)
@@ -113,6 +126,9 @@ class Host:
         self.processes[process.key] = self.living[process.key] = process
 
     def end(self, process: Process, ended: Ended) -> None:
+        work, process.work = process.work, None
+        if work is not None:
+            work.cut()
         process.ended = ended
         self.living.pop(process.key, None)
 
@@ -123,7 +139,9 @@ class Host:
             if process.ends_at_ms <= boot_ms:
                 if process.tells:
                     self.told[process.tells] = self.told.get(process.tells, 0) + 1
-                code = None if process.unheard else process.code
+                work, process.work = process.work, None
+                status = process.code if work is None else work.done()
+                code = None if process.unheard else status
                 self.end(process, Ended(*process.key, code, None, cpu_ms=1, rss_kib=100))
 
     def lose_power(self) -> None:
@@ -197,7 +215,7 @@ class SimSpawner:
 
     def stop(self, run: str, attempt: int, *, force: bool) -> None:
         process = self._host.processes.get((run, attempt))
-        self._host.act(f"stop {run} {attempt} {force}")
+        self._host.act(f"{'kill' if force else 'stop'} {run} {attempt}")
         if process is not None and process.ended is None and (force or not process.stubborn):
             self._host.end(process, Ended(run, attempt, None, 9 if force else 15))
 

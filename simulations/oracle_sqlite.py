@@ -12,7 +12,7 @@ from typing import Any
 
 from ledger.instant import ms_of
 from ledger.record import Record
-from state.graph import OVER, Graph
+from state.graph import CONTAINERS, OVER, Graph
 
 Json = Any
 
@@ -61,9 +61,10 @@ _RULES = {
         select g.run from grants g join runs r using (run) join pauses p on p.job = r.job and p.seq < g.seq
         and g.seq < coalesce(p.until_seq, 1e18) where r.trig in ('schedule', 'after', 'on')""",
     "no more runs at once than there are places": """
-        select g.run, count(*) from grants g join runs r on r.run = g.run and r.kind <> 'agent'
+        select g.run, count(*) from grants g
+        join runs r on r.run = g.run and r.kind not in ('agent', 'upgrade', 'repository')
         join grants o on o.seq <= g.seq and coalesce(o.ended_seq, 1e18) > g.seq
-        join runs s on s.run = o.run and s.kind <> 'agent'
+        join runs s on s.run = o.run and s.kind not in ('agent', 'upgrade', 'repository')
         group by g.rowid having count(*) > :places""",
     "no more processors are given out than there are": """
         select g.run, sum(o.cpu) from grants g join grants o on o.seq <= g.seq and coalesce(o.ended_seq, 1e18) > g.seq
@@ -105,12 +106,20 @@ _RULES = {
 }
 
 
+def emptied() -> sqlite3.Connection:
+    """The tables, with nothing in them. `rollback` empties them again: nothing is ever committed."""
+    database = sqlite3.connect(":memory:")
+    database.executescript(_TABLES)
+    return database
+
+
 class Tables:
     """Feed it every event in order, then ask."""
 
-    def __init__(self) -> None:
-        self.database = sqlite3.connect(":memory:")
-        self.database.executescript(_TABLES)
+    def __init__(self, database: sqlite3.Connection | None = None) -> None:
+        """`database`: one that `emptied` gave."""
+        self.database = database or emptied()
+        self.database.rollback()
         self.broken: list[tuple[str, Any]] = []
         """What no accepted event may say, found while they were fed."""
         self._specs: dict[tuple[str, int], Json] = {}
@@ -185,10 +194,13 @@ class Tables:
         insert, run = self.database.execute, decided["run"]
         top = self._specs[decided["job"], decided["revision"]]
         parent = decided.get("parent", "")
-        spec = next(step for step in top["steps"] if step["name"] == decided["step"]) if parent else top
+        if parent and "spec" not in decided:
+            spec = next(step for step in top["steps"] if step["name"] == decided["step"])
+        else:
+            spec = decided.get("spec", top)
         known = insert("select end from runs where run = ?", (run,)).fetchone()
         if known is None:
-            attempts = 1 if spec["kind"] == "agent" else top["retry"]["attempts"]
+            attempts = 1 if spec["kind"] in CONTAINERS else top["retry"]["attempts"]
             overlap = top["overlap"].partition("(")[0]
             insert(
                 "insert into runs values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, null, null)",
@@ -207,7 +219,7 @@ class Tables:
         verdict = decided["verdict"]
         if verdict == "started":
             budget = None if parent else (top.get("budget") or {}).get("runs_per_minute")
-            cpu = round(1000 * float((spec.get("needs") or {}).get("cpu", 0))) if spec["kind"] != "agent" else 0
+            cpu = round(1000 * float((spec.get("needs") or {}).get("cpu", 0))) if spec["kind"] not in CONTAINERS else 0
             insert("insert into grants values (?, ?, ?, ?, ?, ?, ?, ?, null, null, null)",
                    (run, decided["attempt"], decided["token"], record.seq, ms_of(record.ts), self._latest_ms, cpu,
                     budget))  # fmt: skip

@@ -117,10 +117,15 @@ class Tally:
         self._busy: dict[str, _Busy] = {}
         self._holder: dict[str, str] = {}
 
+    def _of(self, job: str) -> JobTally:
+        if job not in self.jobs:
+            self.jobs[job] = JobTally()
+        return self.jobs[job]
+
     def decided(self, decision: Mapping[str, Json], wall_ms: int) -> None:
         self.decisions += 1
         job, run, verdict = decision["job"], decision["run"], decision["verdict"]
-        tally = self.jobs.setdefault(job, JobTally())
+        tally = self._of(job)
         step, opened = "parent" in decision, self._open.pop(run, None)
         if not step and opened is None and decision["attempt"] == 1:
             tally.slots += decision.get("count", 1)
@@ -177,7 +182,7 @@ class Tally:
         return (Collision(rule, job, ""),) if kind in ("places", "budget") else ()
 
     def ended(self, run: Run, event: Mapping[str, Json], wall_ms: int) -> None:
-        tally = self.jobs.setdefault(run.job, JobTally())
+        tally = self._of(run.job)
         final = event["retry_at"] is None
         self._open.pop(run.name, None)
         for key in run.leases:

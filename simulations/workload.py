@@ -150,5 +150,15 @@ def _ask_something_rarer(world: World, chance: Random) -> None:
         world.ask("cancel", {"run": chance.choice(sorted(graph.requests))})
 
 
+def tire_of_jobs(world: World) -> None:
+    """People pause what waits, and want its past once more; they take the jobs away next."""
+    assert world.loop is not None
+    now_ms = world.clock.wall_ns // 1_000_000
+    span = {"from": text_of(now_ms - 1_200_000), "to": text_of(now_ms), "overlap": "buffer_all"}
+    for name in sorted({run.job for run in world.loop.graph.active.values() if run.state == "waiting"}):
+        world.ask("pause", {"job": name})
+        world.ask("backfill", {"job": name, **span})
+
+
 def _by_hand(world: World) -> list[str]:
     return [name for name in sorted(world.jobs) if "on" not in world.jobs[name].spec["schedule"]]

@@ -44,8 +44,11 @@ POLICY = SchedulingPolicy(
     notice_attempts=8, notice_base_ms=30_000, notice_max_ms=3_600_000, notices_at_once=2, notices_waiting_max=8,
 )  # fmt: skip
 _STARTED = {"version": "0", "code": "sim", "python": "3", "host": "sim", "zone": "UTC", "tzdb": "sim"}
+NEVER_MS = 1 << 62
 _LIVES_MAX = 200
 _CALM_LOOKS_MAX = 1_000
+_DAY_MS = 86_400_000
+_CALM_MS_MAX = 30 * _DAY_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class World:
         self.luck = Luck(self.seed, self.faults, self.without)
         knobs = Random(f"{self.seed} knobs")
         self.bounds = Bounds(segment_bytes=knobs.choice((6_000, 20_000, 100_000)), reserve_bytes=1_000)
-        self.view_every_ms = knobs.choice((250, 60_000, 36_000_000, 36_000_000))
+        self.view_every_ms = knobs.choice((250, 60_000, *[36_000_000] * 6))
         self.snapshot_every = knobs.choice((20, 60, 1_000_000))
         self.clock = SimClock(START_MS)
         self.host = Host(self.clock, Random(f"{self.seed} host"), name=str(self.seed))
@@ -89,6 +92,7 @@ class World:
         self.timer_ms: int | None = None
         self.loop: Loop | None = None
         self.lives = self.epoch = self.requests = 0
+        self.lives_max = _LIVES_MAX
         self.thorough = knobs.random() < 0.25
         """Whether what is derived is looked at in the end, too, which takes as long as much of a life."""
         self.disk.heeds_advice = knobs.random() < 0.5
@@ -193,7 +197,7 @@ class World:
 
     def _begin_once(self) -> None:
         self.lives += 1
-        if self.lives > _LIVES_MAX:
+        if self.lives > self.lives_max:
             raise self.violation("a start succeeds in the end", self.lives)
         if "rot" in self.faults:
             self.backup = self.disk.files()
@@ -332,7 +336,7 @@ class World:
 
     def _next_ms(self) -> int:
         now_ms, boot_ms = self.clock.wall_ns // 1_000_000, self.clock.boot_ns // 1_000_000
-        instants = [1 << 62]
+        instants = [NEVER_MS]
         spawner = self.loop.doors.spawner if self.loop is not None else None
         if isinstance(spawner, SimSpawner) and spawner.has_news():
             return now_ms + 1
@@ -363,15 +367,22 @@ class World:
         self.host.bad_lines = self.host.odd_workers = False
         if self.host.files:
             checkers.files_arrive(self)
+        if Random(f"{self.seed} calm").random() < 0.3:
+            workload.tire_of_jobs(self)
+            self.rouse(NOTHING)
         self.jobs = {}
         self.ask("resume", {})
         self.rouse(frozenset({"jobs", "leases"}))
+        calm_since_ns = self.clock.lived_ns
         for _ in range(_CALM_LOOKS_MAX):
             assert self.loop is not None
+            if self.clock.lived_ns - calm_since_ns > _CALM_MS_MAX * 1_000_000:
+                break
             if not self.loop.graph.active and self.timer_ms is None:
                 return
-            now_ms = self.clock.wall_ns // 1_000_000
-            self.clock.advance_ns(max(0, min(self._next_ms(), now_ms + 600_000) - now_ms) * 1_000_000)
+            now_ms, next_ms = self.clock.wall_ns // 1_000_000, self._next_ms()
+            gap_ms = 600_000 if next_ms == NEVER_MS else min(max(0, next_ms - now_ms), _DAY_MS)
+            self.clock.advance_ns(gap_ms * 1_000_000)
             self.rouse(frozenset({"timer"}))
         assert self.loop is not None
         left = {run.name: (run.state, run.reason) for run in self.loop.graph.active.values()}
@@ -410,8 +421,14 @@ class _NoOutputs:
     def tokens(self, run: str, attempt: int) -> int | None:
         return None
 
+    def result(self, run: str, attempt: int) -> Json:
+        return None
+
     def forget(self, run: str) -> None:
         pass
+
+    def errands(self) -> list[str]:
+        return []
 
 
 def drawn(seed: int) -> frozenset[str]:

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-import orjson
-
 from ledger.chain import Head
 from ledger.disk import Disk
 from ledger.errors import Corrupt
@@ -107,19 +105,11 @@ def audit(disk: Disk, code: str) -> Audited:
 
 
 def _views(disk: Disk) -> Iterator[_View]:
-    for name in views.VIEWS:
-        file = f"{views.FOLDER}/{name}.json"
+    for name in views.known():
+        file = f"{views.FOLDER}/{views.file_of(name)}"
         if disk.exists(file):
             data = disk.read(file)
-            yield _View(file, data, _head_in(data))
-
-
-def _head_in(data: bytes) -> Head | None:
-    try:
-        told = orjson.loads(data)["head"]
-        return Head(int(told["seq"]), str(told["hash"]))
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-        return None
+            yield _View(file, data, views.head_in(data))
 
 
 def _compare_views(
@@ -132,7 +122,7 @@ def _compare_views(
         compared["views"] += 1
         if view.head != head:
             yield Finding(view.file, f"names another record as {head.seq} than the ledger has")
-        elif rendered[view.file.rpartition("/")[2]] != view.data:
+        elif rendered.get(view.file.rpartition("/")[2]) != view.data:
             yield Finding(view.file, f"is not what the records up to {head.seq} give")
 
 

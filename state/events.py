@@ -189,6 +189,7 @@ class Decided(_Closed):
     leases: NotRequired[list[str]]
     file: NotRequired[str]  # the file it is about, of a range the first
     lost: NotRequired[Literal["gone", "rewritten", "removed"]]  # of files that no run is needed for any more: why
+    spec: NotRequired[dict[str, Json]]  # of a step of an upgrade: what it is to do
 
 
 class PlanDecided(_Closed):
@@ -274,6 +275,7 @@ class StartRequested(_Closed):
     reason: str
     retries: NotRequired[str]  # a run that is over, to be done again
     file: NotRequired[str]  # of a job that files start: the one it is about
+    specs: NotRequired[dict[str, dict[str, Json]]]  # revision -> spec, where this start is to do less than the job says
 
 
 class BackfillSlot(_Closed):
@@ -440,6 +442,198 @@ class NoticeRequeued(_Closed):
     reason: str
 
 
+class UpgradeProbed(_Closed):
+    """What one repository was found to be, before anything of it changes; `policies.upgrade.facts` tells its fields."""
+
+    run: str  # of kind upgrade
+    job: str
+    key: str
+    by: str  # the run that looked
+    facts: dict[str, Json]
+
+
+class UpgradeChecked(_Closed):
+    """What an independent reading of the whole ledger found, for the integrity gate."""
+
+    run: str
+    job: str
+    by: str
+    facts: dict[str, Json]
+
+
+class UpgradePlanned(_Closed):
+    """What is to become of every repository of the job: decided once, from what was probed and is remembered."""
+
+    run: str
+    job: str
+    wall_ms: int
+    policy: dict[str, Json]
+    repos: list[Json]  # in the order of the plan, each repository once
+    gate: list[Json]
+    federation: dict[str, Json]
+    coordination: dict[str, Json]
+    topology: dict[str, Json]
+    inputs: dict[str, str]  # input group -> digest
+    decision_hash: str
+
+
+class UpgradeStepped(_Closed):
+    """Where a repository is after a step, as git says."""
+
+    run: str
+    job: str
+    key: str
+    by: str
+    facts: dict[str, Json]
+
+
+class UpgradeSettled(_Closed):
+    """What became of one repository in one run: said once, whether or not anything was tried."""
+
+    run: str
+    job: str
+    key: str
+    path: str
+    outcome: Literal["upgraded", "unchanged", "held", "deferred", "blocked", "rolled_back", "failed", "needs_person"]
+    reason: str
+    old: str | None  # the commit it was at
+    new: str | None  # the commit it was to come to
+    risk: float | None  # as it was estimated
+    attempted: bool  # its steps began
+    step: str  # the one that failed; "" if none did
+    role: str  # the remote
+    url: str
+
+
+class _Told(_Closed):
+    """What a gateway tells of its engines. It may come late, after the daemon was away, and twice: `number` rises."""
+
+    by: str  # the gateway's name
+    number: int
+    at: str  # when it happened
+
+
+class GatewayStarted(_Told):
+    version: str
+    pid: int
+    process_started: int
+
+
+class GatewayStopped(_Told):
+    why: str
+
+
+class ModelRegistered(_Told):
+    """A model is known to the gateway; that an engine has loaded it is said by `engine.loaded`."""
+
+    model: str
+    kind: str
+    runtime: str
+    path: str
+
+
+class ModelForgotten(_Told):
+    model: str
+
+
+class EngineSpawned(_Told):
+    engine: str
+    model: str
+    device: str
+    runtime: str
+    rung: str  # how the model is run: "as asked", or a rung of the ladder that out-of-memory climbs
+    rows: int
+    needed_bytes: int
+    free_bytes: int
+
+
+class EngineLoaded(_Told):
+    engine: str
+    model: str
+    pid: int
+    took_ms: int
+    facts: dict[str, Json]
+
+
+class EngineWarmed(_Told):
+    """It serves from now on."""
+
+    engine: str
+    model: str
+    took_ms: int
+
+
+class EngineDraining(_Told):
+    engine: str
+    model: str
+    why: str
+
+
+class EngineEnded(_Told):
+    engine: str
+    model: str
+    why: str  # idle, evicted, recycled, ...; crashed, killed, hung, out-of-memory, load-failed
+    code: int | None
+    signal: int | None
+    words: str
+    served: int
+    requeued: int  # requests that wait for another engine now
+    lost: int
+
+
+class EngineFell(_Told):
+    """Out of memory: its model is run otherwise from now on."""
+
+    engine: str
+    model: str
+    rung: str
+    rows: int
+    quantization: str
+    device: str
+    instead: str  # the smaller model that answers, or ""
+    words: str
+
+
+class BreakerOpened(_Told):
+    model: str
+    failures: int
+    open_ms: int
+    words: str
+
+
+class BreakerClosed(_Told):
+    model: str
+
+
+class GenerationFinished(_Told):
+    """One request to a model: all that is needed to tell whether another run gave the same, and no text."""
+
+    request: str
+    model: str
+    engine: str
+    outcome: Literal["answered", "cancelled", "lost", "refused"]
+    digest: str  # of the model
+    runtime: str
+    versions: dict[str, Json]
+    device: str
+    dtype: str
+    quantization: str
+    determinism: str  # within one class the same request gives the same bytes; "": nothing is promised
+    parameters: dict[str, Json]
+    seed: int
+    prompt_sha256: str
+    request_sha256: str
+    output_sha256: str
+    finish: list[str]
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    queued_ms: int
+    first_token_ms: int | None
+    took_ms: int
+    tokens_per_second: float
+
+
 class NoteAdded(_Closed):
     request: str
     text: str
@@ -486,11 +680,29 @@ VOCABULARY: Mapping[str, type] = {
     "artifact.stored": ArtifactStored,
     "artifact.redacted": ArtifactRedacted,
     "audit.finished": AuditFinished,
+    "gateway.started": GatewayStarted,
+    "gateway.stopped": GatewayStopped,
+    "model.registered": ModelRegistered,
+    "model.forgotten": ModelForgotten,
+    "engine.spawned": EngineSpawned,
+    "engine.loaded": EngineLoaded,
+    "engine.warmed": EngineWarmed,
+    "engine.draining": EngineDraining,
+    "engine.ended": EngineEnded,
+    "engine.fell": EngineFell,
+    "breaker.opened": BreakerOpened,
+    "breaker.closed": BreakerClosed,
+    "generation.finished": GenerationFinished,
     "note.added": NoteAdded,
     "notice.queued": NoticeQueued,
     "notice.delivered": NoticeDelivered,
     "notice.failed": NoticeFailed,
     "notice.requeued": NoticeRequeued,
+    "upgrade.probed": UpgradeProbed,
+    "upgrade.checked": UpgradeChecked,
+    "upgrade.planned": UpgradePlanned,
+    "upgrade.stepped": UpgradeStepped,
+    "upgrade.settled": UpgradeSettled,
 }
 
 VERSIONS: Mapping[str, int] = {}

@@ -6,7 +6,7 @@ never disagree with them. `Graph` is the fold of all patches, with a few indexes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, get_args
 
@@ -19,6 +19,9 @@ OVER = frozenset({"succeeded", "failed", "timed_out", "cancelled", "lost", "skip
 
 WITH_PROCESS = frozenset({"granted", "running", "stopping"})
 """The states in which an attempt may have a process, and holds its leases."""
+
+CONTAINERS = frozenset({"agent", "upgrade", "repository"})
+"""The kinds of run that have no process of their own: their steps have."""
 
 REPLACING = ("cancel_other", "terminate_other")
 """The overlap policies by which a later run of a job ends those before it."""
@@ -254,6 +257,79 @@ class Seen(NamedTuple):
     requests: tuple[str, ...]
 
 
+class Upgrade(NamedTuple):
+    """One run of kind upgrade: what its repositories were found to be, what was decided, how far each has come."""
+
+    id: str
+    run: str
+    job: str
+    probes: dict[str, Json]
+    """By repository."""
+    integrity: dict[str, Json]
+    plan: dict[str, Json]
+    """The data of `upgrade.planned`; empty until then."""
+    planned_seq: int
+    steps: dict[str, Json]
+    """Step's run -> what it found."""
+    settled: dict[str, Json]
+    """By repository: the data of `upgrade.settled`."""
+
+
+class Gateway(NamedTuple):
+    """A process that has engines, and has told of them."""
+
+    id: str
+    gateway: str
+    number: int
+    """Of the latest event it told; they rise."""
+    state: str  # running | stopped
+    pid: int
+    process_started: int
+    since: str
+
+
+class Engine(NamedTuple):
+    """An engine process of a gateway, while it lives."""
+
+    id: str
+    engine: str
+    gateway: str
+    model: str
+    state: str  # loading | warming | serving | draining
+    device: str
+    runtime: str
+    rung: str
+    """How it runs the model: as asked, or as the ladder that out-of-memory climbs says."""
+    pid: int
+    spawned_at: str
+    serving_at: str
+    facts: dict[str, Json]
+
+
+class ServedModel(NamedTuple):
+    """A model that gateways serve, and what that has been like."""
+
+    id: str
+    model: str
+    kind: str
+    runtime: str
+    path: str
+    since: str
+    facts: dict[str, Json]
+    """Of the latest engine that loaded it."""
+    loads: int
+    outcomes: dict[str, int]
+    """Of its generations: outcome -> how many."""
+    tokens: int
+    last_at: str
+    breaker: dict[str, Json]
+    """at, open_ms, failures, words; empty while it is closed."""
+    rung: dict[str, Json]
+    """at, rung, instead, words; empty while it runs as asked."""
+    ended: dict[str, Json]
+    """How its latest engine ended: at, why, words, engine."""
+
+
 class Redacted(NamedTuple):
     """Content that was deleted by a person's wish: an artifact, or with no digest what a run had printed and left."""
 
@@ -282,6 +358,44 @@ class Audit(NamedTuple):
     findings_in_all: int
 
 
+class RepositoryMemory(NamedTuple):
+    """What upgrades of one repository have been like, whichever job asked for them. Counts are of settled cycles."""
+
+    id: str
+    key: str
+    path: str
+    job: str
+    """The job that upgraded it last."""
+    settled: dict[str, int]
+    """Outcome -> how often."""
+    attempts: int
+    """How often its steps began."""
+    recent: tuple[tuple[Json, ...], ...]
+    """Oldest first: when (ms), outcome, old commit, new commit, risk as it was estimated, attempted, the step that
+    failed, run, reason."""
+    last_success_ms: int
+    """When it was last upgraded, or found to be at the newest commit; 0: never."""
+    last_good: str
+    """The commit it was last known to be good at: verified, or come back to; "" if none is known."""
+    pre_upgrade: str
+    """The commit before the last attempt."""
+    hours: dict[str, list[int]]
+    """Hour of the week in UTC (0 is Monday from midnight) -> attempts that proved something, and those that failed."""
+    files: dict[str, list[int]]
+    """Path -> attempts that changed it, and those of them that failed; the ones most often in a failure."""
+    bad: dict[str, int]
+    """Commit -> how often canary or verify failed there; of the last few."""
+    remotes: dict[str, Json]
+    """Role -> url; ref, failure and words of the latest probe; and probes: when (ms) and whether it was well, oldest
+    first."""
+    choice: dict[str, Json]
+    """Of the latest plan: role (of the remote), why, at_ms, verdict, reason, risk, new."""
+    promotions: tuple[tuple[Json, ...], ...]
+    """Oldest first: when (ms), the remote that was chosen before, the one since then, why."""
+    priors: dict[str, float]
+    """What the latest plan's policy says of how this is to be read: `state.intelligence.Priors`."""
+
+
 AnyNode: TypeAlias = (
     Job
     | Run
@@ -297,7 +411,16 @@ AnyNode: TypeAlias = (
     | Audit
     | Arrivals
     | Notice
+    | RepositoryMemory
+    | Upgrade
+    | Gateway
+    | Engine
+    | ServedModel
 )
+
+
+def is_container(spec: Mapping[str, Json]) -> bool:
+    return spec.get("kind") in CONTAINERS
 
 
 def _quicken(kind: type) -> None:
@@ -352,6 +475,11 @@ def edges_of(node: AnyNode) -> Iterator[Edge]:
             yield Edge(node.id, "of", f"job/{node.job}")
         case Notice():
             yield Edge(node.id, "of", f"run/{node.run}" if node.run else f"job/{node.job}")
+        case Upgrade():
+            yield Edge(node.id, "of", f"run/{node.run}")
+        case Engine():
+            yield Edge(node.id, "of", f"gateway/{node.gateway}")
+            yield Edge(node.id, "uses", f"model/{node.model}")
         case Request():
             yield Edge(node.id, "of", f"run/{node.run}" if node.verb == "cancel" else f"job/{node.job}")
         case _:
@@ -377,6 +505,11 @@ class Graph:
     requests: dict[str, Request] = field(default_factory=dict)  # unanswered, by request id
     arrivals: dict[str, Arrivals] = field(default_factory=dict)  # by job
     notices: dict[str, Notice] = field(default_factory=dict)  # not delivered, by name
+    upgrades: dict[str, Upgrade] = field(default_factory=dict)  # of each job the latest, by run
+    memories: dict[str, RepositoryMemory] = field(default_factory=dict)  # of upgrades, by repository
+    gateways: dict[str, Gateway] = field(default_factory=dict)  # by name, the oldest first
+    engines: dict[str, Engine] = field(default_factory=dict)  # by name
+    models: dict[str, ServedModel] = field(default_factory=dict)  # by name
     decisions: list[str] = field(default_factory=list)  # ids of the decisions still in the graph, oldest first
     tripped: set[str] = field(default_factory=set)  # jobs with as many failures in a row as their spec stands
     taken: set[str] = field(default_factory=set)  # the requests that `seen` remembers
@@ -415,6 +548,14 @@ class Graph:
         node = self.nodes.get(f"run/{name}")
         return node if isinstance(node, Run) else None
 
+    def below(self, run: Run) -> list[Run]:
+        """The steps of a run, and theirs, in the order they came."""
+        found = []
+        for name in run.children:
+            if (child := self.run(name)) is not None:
+                found += [child, *self.below(child)]
+        return found
+
     def merge(self, patch: GraphPatch, seq: int) -> None:
         """Fold one event's patch in."""
         self.take(patch.put, patch.drop, seq)
@@ -452,6 +593,16 @@ class Graph:
                 self.arrivals[node.job] = node
             elif isinstance(node, Decision):
                 self.decisions.append(node.id)
+            elif isinstance(node, Upgrade):
+                self.upgrades[node.run] = node
+            elif isinstance(node, RepositoryMemory):
+                self.memories[node.key] = node
+            elif isinstance(node, ServedModel):
+                self.models[node.model] = node
+            elif isinstance(node, Engine):
+                self.engines[node.engine] = node
+            elif isinstance(node, Gateway):
+                self.gateways[node.gateway] = node
         for name in drop:
             gone = self.nodes.pop(name, None)
             if isinstance(gone, Run):
@@ -467,6 +618,14 @@ class Graph:
                 self.arrivals.pop(gone.job, None)
             elif isinstance(gone, Decision):
                 self.decisions.remove(gone.id)
+            elif isinstance(gone, Upgrade):
+                self.upgrades.pop(gone.run, None)
+            elif isinstance(gone, ServedModel):
+                self.models.pop(gone.model, None)
+            elif isinstance(gone, Engine):
+                self.engines.pop(gone.engine, None)
+            elif isinstance(gone, Gateway):
+                self.gateways.pop(gone.gateway, None)
         self.seq = seq
 
     def _see(self, node: Seen) -> None:

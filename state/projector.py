@@ -11,7 +11,7 @@ from typing import Any
 
 from ledger.instant import ms_of
 from ledger.record import Record
-from state import arrivals
+from state import arrivals, engines, upgrades
 from state.events import VERSIONS, VOCABULARY
 from state.graph import (
     AUDIT,
@@ -36,7 +36,10 @@ from state.graph import (
     Run,
     Seen,
     Spending,
+    Upgrade,
+    is_container,
 )
+from state.intelligence import Priors
 from state.spec import shared
 from state.spending import accounts, reserved, settled
 from state.upcast import OTHERS, current
@@ -142,8 +145,10 @@ class _Change:
 
     def forget(self, run: Run) -> None:
         """A run leaves the graph with its steps."""
-        for child in run.children:
-            self.drop(f"run/{child}")
+        for child in self.graph.below(run):
+            self.drop(child.id)
+        if run.name in self.graph.upgrades:
+            self.drop(f"upgrade/{run.name}")
         # If it has ended just now, its end stays in the patch: who follows patches must hear that it waits no more.
         self._drop.append(run.id)
 
@@ -373,8 +378,10 @@ def _decided(change: _Change, decided: Any, record: Record) -> None:
         of_run.update(token=token, leases=keys, pid=0, process_started=0, tokens=tokens)
         for account in accounts(run.job, spec, change.graph.policy.values) if not run.parent else ():
             change.put(reserved(change.spending(account), ms_of(record.ts), name, tokens))
-        if spec.get("kind") == "agent":  # It has no process of its own: its steps have.
+        if is_container(spec):  # It has no process of its own: its steps have.
             of_run.update(state="running", started_at=record.ts, started_boot_ms=record.mt // 1_000_000)
+        if spec.get("kind") == "upgrade":
+            _begin_upgrade(change, run)
         for key in keys:
             change.put(Lease(f"lease/{key}", key, name, token, False, record.ts, 0, ""))
     if state in OVER:
@@ -415,9 +422,12 @@ def _new_run(change: _Change, decided: Any, job: Job, record: Record) -> Run:
         above = change.run(parent)
         if above.state in OVER:
             raise Impossible(record, f"run {parent!r} is over ({above.state})")
-        step = next(step for step in above.spec["steps"] if step["name"] == decided["step"])
-        # What the job says of every attempt holds for its steps, which are what an agent's attempts consist of.
-        spec = {**step, "retry": above.spec["retry"], "grace": above.spec["grace"]}
+        if "spec" in decided:
+            spec = decided["spec"]
+        else:
+            step = next(step for step in above.spec["steps"] if step["name"] == decided["step"])
+            # What the job says of every attempt holds for its steps, which are what an agent's attempts consist of.
+            spec = {**step, "retry": above.spec["retry"], "grace": above.spec["grace"]}
         change.put(above._replace(children=(*above.children, decided["run"])))
     return Run(
         id=f"run/{decided['run']}", name=decided["run"], job=decided["job"], slot=decided["slot"], at=decided["at"],
@@ -505,7 +515,7 @@ def _requested(change: _Change, verb: str, data: Any, job: str, **more: Any) -> 
 
 
 def _start_requested(change: _Change, data: Any) -> None:
-    more = {"retries": data.get("retries", ""), "file": data.get("file", "")}
+    more = {"retries": data.get("retries", ""), "file": data.get("file", ""), "specs": data.get("specs", {})}
     _requested(change, "start", data, data["job"], **more)
 
 
@@ -632,6 +642,72 @@ def _notice_requeued(change: _Change, data: Any) -> None:
     _remember(change, data["request"])
 
 
+def _begin_upgrade(change: _Change, run: Run) -> None:
+    """Of each job the latest upgrade stands in the graph with all it found; of earlier ones the memory tells."""
+    for other in change.graph.upgrades.values():
+        if other.job == run.job and other.run not in change.graph.active:
+            change.drop(other.id)
+    change.put(Upgrade(f"upgrade/{run.name}", run.name, run.job, {}, {}, {}, 0, {}, {}))
+
+
+def _of_upgrade(change: _Change, data: Any) -> Upgrade:
+    name = data["run"]
+    node = change.graph.upgrades.get(name)
+    if node is None or name not in change.graph.active:
+        raise Impossible(change.record, f"no upgrade {name!r} is going on")
+    return node
+
+
+def _upgrade_probed(change: _Change, data: Any) -> None:
+    upgrade, key = _of_upgrade(change, data), data["key"]
+    if key in upgrade.probes or upgrade.plan:
+        raise Impossible(change.record, f"repository {key!r} was probed already, or it is decided without")
+    change.put(upgrade._replace(probes={**upgrade.probes, key: data["facts"]}))
+    before = upgrades.memory(change.graph, key)
+    change.put(upgrades.probed(before, data["facts"], data["job"], ms_of(change.record.ts)))
+
+
+def _upgrade_checked(change: _Change, data: Any) -> None:
+    change.put(_of_upgrade(change, data)._replace(integrity=data["facts"]))
+
+
+def _upgrade_planned(change: _Change, data: Any) -> None:
+    upgrade = _of_upgrade(change, data)
+    if upgrade.plan:
+        raise Impossible(change.record, f"upgrade {upgrade.run!r} has its plan")
+    change.put(upgrade._replace(plan=data, planned_seq=change.record.seq))
+    priors, at_ms = Priors.of(data["policy"])._asdict(), ms_of(change.record.ts)
+    for row in data["repos"]:
+        known, choice = upgrades.memory(change.graph, row["key"]), data["federation"].get(row["key"], {})
+        change.put(upgrades.planned(known, row, choice, priors, at_ms))
+
+
+def _upgrade_stepped(change: _Change, data: Any) -> None:
+    upgrade = _of_upgrade(change, data)
+    change.put(upgrade._replace(steps={**upgrade.steps, data["by"]: data["facts"]}))
+
+
+def _upgrade_settled(change: _Change, data: Any) -> None:
+    upgrade, key = _of_upgrade(change, data), data["key"]
+    if key in upgrade.settled:
+        raise Impossible(change.record, f"repository {key!r} is settled: {upgrade.settled[key]['outcome']}")
+    change.put(upgrade._replace(settled={**upgrade.settled, key: data}))
+    probe = upgrade.probes.get(key) or {}
+    files = (upgrades.figures(probe, data["role"])[2] or {}).get("files", ()) if probe else ()
+    good = probe.get("base") if data["outcome"] == "unchanged" else None
+    change.put(upgrades.settled(upgrades.memory(change.graph, key), data, files, ms_of(change.record.ts), good))
+
+
+def _gateway_told(change: _Change, data: Any) -> None:
+    if engines.told_already(change.graph, data["by"], data["number"]):
+        raise Impossible(change.record, f"gateway {data['by']!r} has told number {data['number']} already")
+    followed = engines.follow(change.graph, change.record.type, data)
+    for node in followed.put:
+        change.put(node)
+    for name in followed.drop:
+        change.drop(name)
+
+
 def _note_added(change: _Change, data: Any) -> None:
     _remember(change, data["request"])
 
@@ -681,11 +757,29 @@ _APPLY: dict[str, Callable[[_Change, Any], None]] = {
     "artifact.stored": _artifact_stored,
     "artifact.redacted": _artifact_redacted,
     "audit.finished": _audit_finished,
+    "gateway.started": _gateway_told,
+    "gateway.stopped": _gateway_told,
+    "model.registered": _gateway_told,
+    "model.forgotten": _gateway_told,
+    "engine.spawned": _gateway_told,
+    "engine.loaded": _gateway_told,
+    "engine.warmed": _gateway_told,
+    "engine.draining": _gateway_told,
+    "engine.ended": _gateway_told,
+    "engine.fell": _gateway_told,
+    "breaker.opened": _gateway_told,
+    "breaker.closed": _gateway_told,
+    "generation.finished": _gateway_told,
     "note.added": _note_added,
     "notice.queued": _notice_queued,
     "notice.delivered": _notice_delivered,
     "notice.failed": _notice_failed,
     "notice.requeued": _notice_requeued,
+    "upgrade.probed": _upgrade_probed,
+    "upgrade.checked": _upgrade_checked,
+    "upgrade.planned": _upgrade_planned,
+    "upgrade.stepped": _upgrade_stepped,
+    "upgrade.settled": _upgrade_settled,
 }
 assert _APPLY.keys() == VOCABULARY.keys(), "every event of the vocabulary has its effect, and no other"
 

@@ -13,6 +13,7 @@ import orjson
 from ledger.chain import Head
 from ledger.disk import Disk, write_atomically
 from ledger.instant import text_of
+from state import upgrade_views
 from state.graph import (
     OVER,
     WITH_PROCESS,
@@ -406,6 +407,16 @@ def runtime_consensus_state(graph: Graph) -> Json:
     }
 
 
+def engines(graph: Graph) -> Json:
+    """What the gateway's engines are, and what serving each model has been like."""
+    gateway = next((each for each in graph.gateways.values() if each.state == "running"), None)
+    return {
+        "gateway": {} if gateway is None else gateway._asdict(),
+        "engines": [engine._asdict() for _, engine in sorted(graph.engines.items())],
+        "models": [model._asdict() for _, model in sorted(graph.models.items())],
+    }
+
+
 VIEWS: Mapping[str, Callable[[Graph], Json]] = {
     view.__name__: view
     for view in (
@@ -424,16 +435,48 @@ VIEWS: Mapping[str, Callable[[Graph], Json]] = {
 }
 
 
+SOMETIMES: Mapping[str, tuple[Callable[[Graph], bool], Callable[[Graph], Json]]] = {
+    "engines": (lambda graph: bool(graph.gateways), engines),
+    **{name: (upgrade_views.wanted, view) for name, view in upgrade_views.VIEWS.items()},
+}
+"""Views with no file until there has been something to show in them: when that is, and the view."""
+
+
+def known() -> list[str]:
+    """The names of all views there may be."""
+    return sorted({*VIEWS, *SOMETIMES, upgrade_views.HISTORY})
+
+
+def file_of(name: str) -> str:
+    """The file of a view, in `state/`."""
+    return f"{name}.jsonl" if name == upgrade_views.HISTORY else f"{name}.json"
+
+
+def head_in(data: bytes) -> Head | None:
+    """The record that a view was made from, as its bytes tell it; None if they do not. A history's first line does."""
+    try:
+        told = orjson.loads(data if data.startswith(b"{\n") else data.partition(b"\n")[0])["head"]
+        return Head(int(told["seq"]), str(told["hash"]))
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        return None
+
+
 def render(graph: Graph, head: Head) -> dict[str, bytes]:
-    """File name -> bytes, for every view."""
-    stamp = {"seq": head.seq, "hash": head.hash}
-    return {
-        f"{name}.json": orjson.dumps(
-            {"view": name, "head": stamp, **view(graph)}, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
-        )
-        + b"\n"
-        for name, view in VIEWS.items()
-    }
+    """File name -> bytes, for every view that there is something to show in."""
+    made = {**VIEWS, **{name: view for name, (there, view) in SOMETIMES.items() if there(graph)}}
+    stamp, upgrades = {"seq": head.seq, "hash": head.hash}, upgrade_views.wanted(graph)
+    files = {}
+    for name, view in made.items():
+        told = {"view": name, "head": stamp, **view(graph)}
+        if upgrades and name in upgrade_views.ADDED:
+            field, more = upgrade_views.ADDED[name]
+            told[field] = more(graph)
+        files[file_of(name)] = orjson.dumps(told, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n"
+    if upgrades:
+        lines = [{"view": upgrade_views.HISTORY, "head": stamp}, *upgrade_views.history(graph)]
+        told_lines = (orjson.dumps(line, option=orjson.OPT_SORT_KEYS) + b"\n" for line in lines)
+        files[file_of(upgrade_views.HISTORY)] = b"".join(told_lines)
+    return files
 
 
 def publish(disk: Disk, graph: Graph, head: Head) -> None:

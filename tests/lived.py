@@ -171,6 +171,8 @@ class Life:
         return fate.tokens if fate is not None else None
 
     def forget(self, run: str) -> None: ...
+    def errands(self) -> list[str]:
+        return []
 
     # The daemon.
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import repositories
 from cli_shell import ENVIRONMENT, ROOT, answer, hermesd, make_home
 
 SLOTS = "name: report\nkind: command\nargv: [echo]\nschedule: {cron: '30 2 * * *', timezone: Europe/Paris}\n"
@@ -238,3 +239,17 @@ def test_help_names_every_exit_code_and_imports_no_heavy_room() -> None:
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
     for code in (0, 1, 2, 3, 4, 69, 74, 75, 78, 130):
         assert f"\n  {code:>5}  " in done.stdout
+
+
+def test_an_upgrade_job_is_looked_over_repository_by_repository(home: Path, tmp_path: Path) -> None:
+    there, other = (str(repositories.pair(tmp_path, name).mine.path) for name in ("there", "other"))
+    repos = [
+        {"key": "here", "path": there, "remotes": {"primary": "/r"}, "verify": ["true"]},
+        {"key": "gone", "path": str(tmp_path / "gone"), "remotes": {"primary": "/r"}},
+        {"key": "plain", "path": str(tmp_path), "remotes": {"primary": "/r"}},
+        {"key": "tools", "path": other, "remotes": {"primary": "/r"}, "canary": ["no-such-program"]},
+    ]
+    job = {"name": "nightly", "kind": "upgrade", "schedule": "manual", "repos": repos}
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+    found = answer("jobs", "check", tmp_path / "job.yaml", "--home", home, code=2)["problems"]
+    assert [problem["field"] for problem in found] == ["repos[gone].path", "repos[plain].path", "repos[tools].canary"]

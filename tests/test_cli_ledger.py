@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from cli_shell import Foreground, answer, hermesd, make_home
 from daemon.system import OsDisk
 from ledger.instant import Now
 from ledger.reader import read
-from ledger.record import GENESIS, Draft, encode
+from ledger.record import GENESIS, Draft, decode, encode
 from ledger.verify import verify
 
 JOBS = """\
@@ -122,7 +123,9 @@ def test_the_input_that_differs_is_named(home: Path) -> None:
 def _forge(home: Path, change: Callable[[Any], None]) -> None:
     """Rewrite the ledger with one plan changed, the chain made whole again, and the marks that would tell removed."""
     lines, previous = [], GENESIS
-    for record in read(OsDisk(home)):
+    records = list(read(OsDisk(home)))
+    counts = Counter(record.batch for record in records)
+    for record in records:
         if record.type == "plan.decided":
             change(record.data)
         draft = Draft(record.type, record.subject, record.data, record.id, record.cause, record.corr, record.tv)
@@ -132,11 +135,11 @@ def _forge(home: Path, change: Callable[[Any], None]) -> None:
             now,
             seq=record.seq,
             epoch=record.epoch,
-            batch=record.batch,
-            remaining=record.remaining,
+            number=record.seq - record.batch + 1,
+            count=counts[record.batch],
             previous=previous,
         )
-        previous = line[-35:-3].decode()
+        previous = decode(line).hash
         lines.append(line)
     _last_segment(home).write_bytes(b"".join(lines))
     for mark in ("HEAD", "EPOCH"):

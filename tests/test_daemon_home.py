@@ -59,13 +59,15 @@ def test_making_a_home_again_changes_nothing(home: Home) -> None:
 def test_the_written_settings_are_all_comments_and_become_valid_without_their_marks(home: Home) -> None:
     plain = home.settings()
     text = home.settings_file.read_text()
-    lines = [line[2:] if ":" in line and line.startswith(("# timezone", "# models", "#   ", "# env")) else line
-             for line in text.splitlines()]  # fmt: skip
+    settings = ("# timezone", "# models", "#   ", "# env", "# gateway")
+    lines = [line[2:] if ":" in line and line.startswith(settings) else line for line in text.splitlines()]
     home.settings_file.write_text("\n".join(lines))
     told = home.settings()
     assert told.environment == plain.environment
     assert told.timezone == "Europe/Paris"
     assert list(told.models) == ["big"]
+    assert told.gateway is not None
+    assert told.gateway.tcp == "127.0.0.1:8710"
 
 
 def test_settings_without_a_file_are_the_defaults(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +93,7 @@ def test_a_relative_model_folder_starts_in_the_homes_models(home: Home) -> None:
         ("environment: [PATH, 'A=1']\n", ":1:14: environment:", "Write names only"),
         ("environment:\n  - PATH\n  - 7\n", ":3:5: environment[1]:", "string"),
         ("timezon: UTC\n", ":1:10: timezon: there is no such setting", "Did you mean 'timezone'?"),
-        ("quux: 1\n", ":1:7: quux:", "Known are timezone, models, environment"),
+        ("quux: 1\n", ":1:7: quux:", "Known are timezone, models,"),
         ("timezone: UTC\ntimezone: UTC\n", ":2:1: timezone is written twice", "Keep one"),
         ("models: [\n", ":2:1: this is not YAML", ""),
         ("- a\n", ":1: settings are written as", ""),

@@ -113,7 +113,9 @@ FAILS = {"shell": "echo out; exit 3"}
 def test_a_webhook_is_told_what_happened_and_nothing_more(tmp_path: Path, receiver: Receiver) -> None:
     notify = {"webhook": f"{receiver.url}/fine"}
     home = home_with(tmp_path, bad={**FAILS, "env": {"PASSWORD": "hunter2"}, "notify": notify})
+    (home / "runs" / "@n-of-a-daemon-that-was-killed" / "1").mkdir(parents=True)
     with Foreground(home):
+        assert not list((home / "runs").glob("@*"))
         hermesd("start", "bad", "--wait", "--home", home, code=1)
         until(lambda: told(home, "notice.delivered"), "it is delivered")
         run = row(home, "bad")

@@ -259,7 +259,7 @@ def test_a_group_waits_for_company_until_it_is_as_large_as_it_may_be(clock: Held
         assert {record.batch for record in records} == {2}
         last = recorder.append([fact(3)])
         assert not last.done()
-    assert last.result(0)[0].batch == 3
+    assert last.result(0)[0].batch == 5
 
 
 def test_a_group_waits_no_longer_than_it_says(clock: HeldClock) -> None:

@@ -15,7 +15,7 @@ def test_the_examples_load_together_without_a_problem():
 
     assert list(map(str, loaded.problems)) == []
     assert len(FILES) >= 12
-    assert {job.kind for job, _ in loaded.jobs.values()} == {"command", "python", "inference", "agent"}
+    assert {job.kind for job, _ in loaded.jobs.values()} == {"command", "python", "inference", "agent", "upgrade"}
     kinds = {
         next(iter(job.canonical()["schedule"].keys() - {"timezone", "offset", "when"}))
         for job, _ in loaded.jobs.values()

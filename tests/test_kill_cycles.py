@@ -3,7 +3,7 @@
 What is held against the ledger comes from elsewhere: answers that clients were given, lines that the runs themselves
 wrote, the exit statuses that the jobs are known to have, the grid of the schedules, the process table.
 
-HERMES_KILL_CYCLES: how many (200 unless told). HERMES_KILL_SEED: the one a failure printed, for the same moments and
+HERMES_KILL_CYCLES: how many (60 unless told; `make kills` asks for 200). HERMES_KILL_SEED: the one a failure printed, for the same moments and
 requests; what the machine makes of them is not repeatable.
 """
 
@@ -34,8 +34,8 @@ from ledger.instant import ms_of
 from ledger.reader import read
 from ledger.record import Record
 
-CYCLES = int(os.environ.get("HERMES_KILL_CYCLES", "200"))
-PARTS = 4
+CYCLES = int(os.environ.get("HERMES_KILL_CYCLES", "60"))
+PARTS = 2
 """Homes that the cycles are shared out over, so that they are lived side by side."""
 SEED = int(os.environ.get("HERMES_KILL_SEED", "0")) or time.time_ns() % 1_000_000_000
 
@@ -86,6 +86,7 @@ ENDINGS: dict[str, set[tuple[str, int | None]]] = {
     "steps/second": {("failed", 9)},
     "steps/never": {("skipped", None)},
     "follower": {("succeeded", 0)},
+    "arrived": {("succeeded", 0)},
 }
 """Job, or job/step -> how its runs may end: outcome and exit status."""
 
@@ -121,6 +122,7 @@ def jobs(home: Path) -> list[dict[str, Any]]:
         job("asked-called", call="witness:returns", kwargs={"value": None}),
         job("slow", "sleep 1.5; say end", grace="2s"),
         job("follower", "say end", schedule={"after": "seven", "when": "any"}, overlap="skip"),
+        job("arrived", "say end", schedule={"on": {"path": str(home.parent / "inbox" / "*.txt"), "settle": "50ms"}}),
         job("steps", kind="agent", steps=[
             {"name": "first", "kind": "command", "shell": SAY + "say end"},
             {"name": "second", "kind": "command", "after": "first", "shell": SAY + "say end; exit 9"},
@@ -140,6 +142,8 @@ class Books:
     """Request -> the run it was told of ("" where the request was known already)."""
     unanswered: list[Request] = field(default_factory=list)
     slow: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    """Those that were put, whole, where `arrived` looks for them."""
     said: Counter[str] = field(default_factory=Counter)
     """What the daemon answered, by kind."""
 
@@ -230,6 +234,13 @@ def some_requests(chance: random.Random, books: Books) -> list[Request]:
     return found
 
 
+def put_file(home: Path, books: Books) -> None:
+    inbox = home.parent / "inbox"
+    books.files.append(str(inbox / f"{len(books.files)}.txt"))
+    (inbox / ".written").write_text(books.files[-1])
+    (inbox / ".written").rename(books.files[-1])
+
+
 def one_life(home: Path, chance: random.Random, books: Books) -> bool:
     """Start the daemon, load it, kill it; False if it did not live to be ready."""
     daemon = Daemon(home)
@@ -289,6 +300,7 @@ class Audit:
         self.slots: dict[str, dict[str, tuple[int, int]]] = {}
         self.defined_ms: dict[str, int] = {}
         self.fenced: list[str] = []
+        self.files: Counter[str] = Counter()
         for record in records:
             self._take(record, record.data)
 
@@ -317,6 +329,8 @@ class Audit:
             self.granted[run, decided["attempt"]] += 1
         elif verdict != "deferred":
             self.ends.setdefault(run, []).append((verdict, None))
+        if decided["trigger"] == "on" and decided["attempt"] <= 1 and verdict != "deferred":
+            self.files[decided["file"]] += 1
         if decided["trigger"] == "schedule":
             until = ms_of(decided.get("until", decided["at"]))
             self.slots.setdefault(decided["job"], {})[run] = ms_of(decided["at"]), until
@@ -326,6 +340,7 @@ class Audit:
         self._check_requests(books)
         self._check_endings()
         self._check_slots()
+        assert self.files == Counter(books.files), "a file that arrived started no run, or two"
         self._check_witness(witness)
 
     def _check_requests(self, books: Books) -> None:
@@ -394,11 +409,14 @@ def test_the_daemon_is_killed_again_and_again_and_the_books_balance(tmp_path: Pa
     chance, books = random.Random(SEED + part), Books()
     home = make_home(tmp_path / "home")
     (tmp_path / "witness").touch()
+    (tmp_path / "inbox").mkdir()
     (home / "jobs" / "witness.py").write_text(MODULE)
     defined = jobs(home)
     (home / "jobs" / "jobs.yaml").write_text(yaml.safe_dump(defined))
     began_s, lived = time.monotonic(), 0
     for cycle in range(CYCLES // PARTS):
+        if chance.random() < 0.5:
+            put_file(home, books)
         lived += one_life(home, chance, books)
         if cycle % 20 == 19:
             sound(home)
@@ -408,14 +426,16 @@ def test_the_daemon_is_killed_again_and_again_and_the_books_balance(tmp_path: Pa
         if chance.random() < 0.1:
             defined[0]["description"] = f"as of cycle {cycle}"
             (home / "jobs" / "jobs.yaml").write_text(yaml.safe_dump(defined))
+    put_file(home, books)
     for one in defined:
-        one["enabled"] = False
+        one["enabled"] = one["name"] == "arrived"  # A job that is switched off answers no file any more.
     (home / "jobs" / "jobs.yaml").write_text(yaml.safe_dump(defined))
     daemon = Daemon(home)
     assert daemon.ready()
     ask_all(home, list(books.unanswered), books)
     view = home / "state" / "live_runtime_control_plane.json"
     epoch = int(max(path.name.split("-")[1] for path in (home / "ledger").glob("0*.jsonl")).removeprefix("e"))
+    until(lambda: _answered(home, books.files[-1]), "the last file has its run")
     until(lambda: _idle(orjson.loads(view.read_bytes()), epoch), "every run is over")
     daemon.process.send_signal(signal.SIGTERM)
     daemon.gone(0)
@@ -424,7 +444,8 @@ def test_the_daemon_is_killed_again_and_again_and_the_books_balance(tmp_path: Pa
     audit = Audit(records)
     took_s = time.monotonic() - began_s
     ends = Counter(f"{audit.of[run]} {end[0][0]}" for run, end in audit.ends.items())
-    print(f"{CYCLES // PARTS} kills in {took_s:.0f} s, {CYCLES // PARTS - lived} of them before it was ready; {len(records)} events")
+    kills = CYCLES // PARTS
+    print(f"{kills} kills in {took_s:.0f} s, {kills - lived} of them before it was ready; {len(records)} events")
     print(f"{sum(audit.granted.values())} attempts, {len(books.acknowledged)} requests acknowledged; {dict(ends)}")
     print(dict(books.said))
     audit.check(books, (tmp_path / "witness").read_text().splitlines())
@@ -432,6 +453,11 @@ def test_the_daemon_is_killed_again_and_again_and_the_books_balance(tmp_path: Pa
     hermesd("verify", "--home", home)
     hermesd("replay", "--verify", "--home", home)
     assert b"Traceback" not in (tmp_path / "daemon.log").read_bytes()
+
+
+def _answered(home: Path, file: str) -> bool:
+    plans = (record.data["decisions"] for record in read(OsDisk(home)) if record.type == "plan.decided")
+    return any(decided.get("file") == file for decisions in plans for decided in decisions)
 
 
 def _idle(view: Any, epoch: int) -> bool:

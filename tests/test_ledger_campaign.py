@@ -43,7 +43,7 @@ def test_every_shape_is_sound_as_it_is() -> None:
 
 def test_each_number_is_another_case_and_the_same_tomorrow() -> None:
     total = cases_in(0)
-    assert total > 500_000
+    assert total > 450_000
     seen = {(chosen.whole.shape, chosen.path, chosen.at, chosen.data) for chosen in map(case, range(3_000)) if chosen}
     assert len(seen) > 2_900
     assert case(total) is not None  # the next corpus
@@ -83,8 +83,8 @@ def test_without_proof_that_more_had_been_durable_records_are_lost(monkeypatch: 
 
 def test_without_the_hash_a_changed_byte_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def believed(self: chain.Chain, line: bytes) -> record.Record:
-        found = record.record_of(line, line[-34:-2].decode(errors="replace"))
-        self.seq, self.hash, self.batch, self.remaining = found.seq, found.hash, found.batch, found.remaining
+        found = record.record_of(line, record.hash_of(line[: record.HASHED_TO]))
+        self.seq, self.hash, self.batch, self.more = found.seq, found.hash, found.batch, found.more
         return found
 
     monkeypatch.setattr(chain.Chain, "take", believed)

@@ -57,6 +57,16 @@ def test_an_id_is_forgotten_beyond_the_window(monkeypatch: pytest.MonkeyPatch) -
     assert ledger.append([fact(0)], at(), once=True)[0].seq == 8
 
 
+def test_a_subject_that_goes_on_keeps_its_version_when_its_older_records_leave_the_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(condition.Remembered.__init__, "__kwdefaults__", {"window_records": 2})
+    ledger = opened(SimDisk(1))
+    for number in range(2, 7):
+        ledger.append([about("x")], at(), expect={"x": number - 1 if number > 2 else 0})
+    assert ledger.head.seq == 6
+
+
 def test_without_the_wish_the_same_id_is_written_again() -> None:
     ledger = opened(SimDisk(1))
     assert [ledger.append([fact(1)], at())[0].seq for _ in range(2)] == [2, 3]

@@ -19,7 +19,7 @@ from ledger.instant import Now, ms_of, text_of
 from ledger.ledger import Bounds, Ledger
 from ledger.manifest import MANIFEST
 from ledger.reader import Tail, Walk, read
-from ledger.record import Draft, Record, Unsound, own_hash, with_own_hash
+from ledger.record import Draft, Record, Unsound, decode, hash_of, own_hash, with_own_hash
 from ledger.recovery import Cut, keep, survey
 from ledger.segment import RECOVERED, Segment, named, segments_in
 from ledger.verify import verify
@@ -37,21 +37,28 @@ def three_epochs() -> SimDisk:
 
 
 def hashed(line: bytes) -> bytes:
-    return line + b',"h":"' + sha256(line).hexdigest()[:32].encode() + b'"}\n'
+    """A line that is no record, with its own hash."""
+    return line + b',"h":"' + hash_of(line).encode() + b'"}\n'
+
+
+def chained(line: bytes, previous: str) -> tuple[bytes, str]:
+    """The line of a record, and its hash."""
+    line += b',"h":"' + previous.encode()
+    digest = hash_of(line)
+    return line + digest[:8].encode() + b'"}\n', digest
 
 
 def rewrite(disk: SimDisk, path: str, edit: Edit) -> None:
     """Change the records of a segment and chain them anew."""
     records = [json.loads(line) for line in disk.read(path).splitlines()]
-    previous = records[0]["p"]
+    previous = records[0]["h"][:22]
     edit(records)
     data = b""
     for record in records:
-        record.pop("h")
-        record["p"] = previous if record["p"] != "?" else "0" * 32
+        before = previous if record.pop("h") != "?" else "0" * 22
         line = json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode()[:-1]
-        data += hashed(line)
-        previous = data[-35:-3].decode()
+        line, previous = chained(line, before)
+        data += line
     disk.corrupt(path, data)
 
 
@@ -72,14 +79,14 @@ def opening(name: str, value: Json) -> Edit:
 FORGED = {
     "begins with no segment.open": (field(0, "type", "run.finished"), 0, "must begin with"),
     "names another segment": (opening("segment", 7), 0, "not that of the segment in it"),
-    "another format": (opening("format", 2), 0, "format 2"),
+    "another format": (opening("format", 3), 0, "format 3"),
     "another ledger": (opening("ledger", "f" * 32), 0, "belongs to ledger"),
     "opens in a larger batch": (field(0, "n", 1), 0, "a batch of its own"),
     "a seq is left out": (field(1, "seq", 99), 1, "must come next"),
     "another epoch": (field(1, "ep", 99), 1, "the segment is of epoch"),
-    "a batch is left out": (field(1, "b", 99), 1, "must come next"),
-    "fewer than none to come": (field(1, "n", -1), 1, "must come next"),
-    "another predecessor": (field(1, "p", "?"), 1, "as its predecessor"),
+    "the start of a batch is left out": (field(1, "n", 2), 1, "a batch must begin"),
+    "not the last of as many": (field(1, "of", 2), 1, "the last of a batch of 2"),
+    "another predecessor": (field(1, "h", "?"), 1, "as its predecessor"),
     "a field is missing": (lambda records: records[1].pop("ts"), 1, "no field 'ts'"),
 }
 
@@ -106,11 +113,11 @@ def test_a_record_that_vouches_for_itself_and_does_not_belong_is_found_by_all(na
 
 
 def test_a_batch_that_does_not_go_on_as_it_began_is_found() -> None:
-    for change in (field(2, "b", 99), field(2, "n", 5)):
+    for change in (field(2, "n", 1), field(2, "n", 5)):
         disk = SimDisk(1)
         grown(disk, ((1,), (3,)))
         rewrite(disk, last_segment(disk), change)
-        with pytest.raises(Corrupt, match="must go on with 1 to come"):
+        with pytest.raises(Corrupt, match="the batch that began with seq 4 must go on"):
             survey(disk, "ledger")
         assert not verify(disk).ok
         assert alone(disk.files())[0] == 1
@@ -121,7 +128,7 @@ def test_a_line_that_is_hashed_and_is_no_json_is_found() -> None:
     grown(disk, ((1, 1),))
     path = last_segment(disk)
     lines = disk.read(path).splitlines(keepends=True)
-    lines[1] = hashed(b'{"v":1,"seq":2,"ep":1]]],"p":"' + lines[1][-74:-42] + b'"')
+    lines[1] = chained(b'{"seq":2,"ep":1]]]', decode(lines[0]).hash)[0]
     disk.corrupt(path, b"".join(lines))
     with pytest.raises(Corrupt, match="not JSON"):
         survey(disk, "ledger")
@@ -184,8 +191,7 @@ def test_a_damaged_seal_of_a_segment_that_is_gone_is_the_missing_segment() -> No
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"previous": "0" * 32}, "as its predecessor"),
-        ({"first_batch": 77}, "as its predecessor"),
+        ({"previous": "0" * 22}, "as its predecessor"),
         ({"ledger": "f" * 32}, "belongs to ledger"),
     ],
 )
@@ -223,7 +229,7 @@ def test_each_way_a_manifest_can_contradict_itself_is_set_aside_and_made_again()
     forged = {
         "a line is left out": lines[:1] + lines[2:],
         "the order is another": [lines[1], lines[0], *lines[2:]],
-        "another predecessor": [lines[0], changed(lines[1], p="0" * 32), *lines[2:]],
+        "another predecessor": [lines[0], changed(lines[1], p="0" * 22), *lines[2:]],
         "another root": [lines[0], changed(lines[1], root="0" * 64), *lines[2:]],
         "one field more": [lines[0], changed(lines[1], more=1), *lines[2:]],
         "one field less": [lines[0], with_own_hash(lacking), *lines[2:]],
@@ -252,8 +258,8 @@ def test_a_watermark_that_contradicts_the_segments_is_refused_and_named() -> Non
         ("EPOCH", {"epoch": 1}, "there is a segment of epoch 3"),
         ("EPOCH", {"ledger": "f" * 32}, "belongs to ledger"),
         ("HEAD", {"ledger": "f" * 32}, "belongs to ledger"),
-        ("HEAD", {"seq": 2, "hash": "0" * 32}, "another record as seq 2"),
-        ("HEAD", {"seq": epochs[-1].first_seq, "hash": "0" * 32}, "another record as seq"),
+        ("HEAD", {"seq": 2, "hash": "0" * 22}, "another record as seq 2"),
+        ("HEAD", {"seq": epochs[-1].first_seq, "hash": "0" * 22}, "another record as seq"),
     ):
         disk = copy_of(whole)
         disk.corrupt(f"ledger/{file}", changed(disk.read(f"ledger/{file}"), **change))
@@ -307,7 +313,7 @@ def test_a_chain_takes_no_segment_that_cannot_come_next() -> None:
     chain.enter(Segment(1, 1, 1))
     for line in lines[:2]:
         chain.take(line)
-    with pytest.raises(Unsound, match="ends within batch 2"):
+    with pytest.raises(Unsound, match="ends within the batch that begins with seq 2"):
         chain.enter(Segment(2, 1, 4))
     for line in lines[2:]:
         chain.take(line)
@@ -339,7 +345,7 @@ def test_a_segment_that_does_not_end_well_is_not_sealed() -> None:
     with pytest.raises(Unsound, match="within a batch"):
         seal.seal_of(segment, b"".join(data.splitlines(keepends=True)[:-1]))
     sealed = seal.seal_of(segment, data)
-    assert seal.line_at(data, 3) == data.index(b'{"v":1,"seq":3,')
+    assert seal.line_at(data, 3) == data.index(b'{"seq":3,')
     assert seal.line_at(data, 9) == len(data)
     assert seal.decode(sealed.line()) == sealed
     assert named("0000000001-e00001-0000000000000001.jsonl") is None
@@ -475,7 +481,7 @@ def test_a_tail_stops_at_damage_and_names_it() -> None:
         grown(disk, ((1, 1, 1),))
         path = last_segment(disk)
         lines = disk.read(path).splitlines(keepends=True)
-        lines[change] = lines[change].replace(b'"n":0', b'"n":1', 1)
+        lines[change] = lines[change].replace(b'"ep":', b'"eq":', 1)
         disk.corrupt(path, b"".join(lines))
         tail = Tail(disk)
         with pytest.raises(Corrupt) as caught:
@@ -589,7 +595,7 @@ def test_what_a_backup_offers_that_is_not_what_is_needed_is_refused() -> None:
     offered = copy_of(disk)
     disk.corrupt(path, data[:-9])
     for content, why in (
-        (data.replace(b'"n":0', b'"n":1', 1), "does not verify"),
+        (data.replace(b'"ep":', b'"eq":', 1), "does not verify"),
         (b"".join(data.splitlines(keepends=True)[:-1]), "lacks records that were durable"),
     ):
         offered.corrupt(path, content)
@@ -601,5 +607,5 @@ def test_what_a_backup_offers_that_is_not_what_is_needed_is_refused() -> None:
 def test_records_know_how_they_end() -> None:
     disk = SimDisk(1)
     records: list[Record] = grown(disk, ((2,),))
-    assert [record.remaining for record in records] == [0, 1, 0]
+    assert [record.more for record in records] == [False, True, False]
     assert Head(records[-1].seq, records[-1].hash) == survey(disk, "ledger").head

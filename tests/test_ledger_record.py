@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from base64 import urlsafe_b64encode
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,12 +20,12 @@ from ledger_home import at, fact
 from ledger.chain import Chain
 from ledger.errors import Refused
 from ledger.instant import Now
-from ledger.record import GENESIS, LINE_BYTES_MAX, Draft, Unsound, check, compose, decode, encode, timestamp
+from ledger.record import GENESIS, LINE_BYTES_MAX, Draft, Unsound, check, compose, decode, encode, hash_of, timestamp
 from ledger.segment import Segment, named
 
 
-def line_of(draft: Draft, *, seq: int = 1, batch: int = 1, remaining: int = 0, previous: str = GENESIS) -> bytes:
-    return encode(draft, at(), seq=seq, epoch=1, batch=batch, remaining=remaining, previous=previous)
+def line_of(draft: Draft, *, seq: int = 1, number: int = 1, count: int = 1, previous: str = GENESIS) -> bytes:
+    return encode(draft, at(), seq=seq, epoch=1, number=number, count=count, previous=previous)
 
 
 def refused(data: Any) -> str:
@@ -35,20 +36,37 @@ def refused(data: Any) -> str:
 
 def test_a_line_is_laid_out_as_the_format_says() -> None:
     draft = Draft("run.finished", "run/1", {"b": 1, "a": ["é", None]}, id="i", cause=3, corr="plan-88", tv=2)
-    line = encode(draft, at(), seq=1207, epoch=7, batch=391, remaining=2, previous="ab" * 16)
+    line = encode(draft, at(), seq=1207, epoch=7, number=3, count=3, previous="Ab_-" * 5 + "01")
     body = (
-        '{"v":1,"seq":1207,"ep":7,"b":391,"n":2,"ts":"2026-11-21T04:39:00.123456Z","mt":5000000000,'
+        '{"seq":1207,"n":3,"of":3,"ep":7,"ts":"2026-11-21T04:39:00.123456Z","mt":5000000,'
         '"type":"run.finished","tv":2,"subject":"run/1","id":"i","cause":3,"corr":"plan-88",'
-        '"data":{"b":1,"a":["é",null]},"p":"abababababababababababababababab"'
+        '"data":{"b":1,"a":["é",null]},"h":"Ab_-Ab_-Ab_-Ab_-Ab_-01'
     ).encode()
-    assert line == body + b',"h":"' + sha256(body).hexdigest()[:32].encode() + b'"}\n'
+    digest = urlsafe_b64encode(sha256(body).digest())[:22]
+    assert line == body + digest[:8] + b'"}\n'
     assert json.loads(line)["seq"] == 1207
-    assert decode(line).corr == "plan-88"
+    record = decode(line)
+    assert (record.corr, record.hash, record.batch, record.more) == ("plan-88", digest.decode(), 1205, False)
+    assert (record.mt, record.tv) == (5_000_000_000, 2)
+
+
+def test_a_batch_of_one_says_nothing_of_batches_and_a_larger_one_where_its_records_stand() -> None:
+    said = [
+        {
+            name: value
+            for name, value in json.loads(line_of(fact(1), number=number, count=count)).items()
+            if name in ("n", "of")
+        }
+        for number, count in ((1, 1), (1, 3), (2, 3), (3, 3))
+    ]
+    assert said == [{}, {"n": 1}, {"n": 2}, {"n": 3, "of": 3}]
+    assert [decode(line_of(fact(1), number=number, count=3)).more for number in (1, 2, 3)] == [True, True, False]
+    assert not decode(line_of(fact(1))).more
 
 
 def test_what_a_draft_leaves_out_is_not_written() -> None:
     fields = json.loads(line_of(Draft("a", "b", {})))
-    assert not {"id", "cause", "corr"} & set(fields)
+    assert not {"id", "cause", "corr", "tv", "n", "of"} & set(fields)
 
 
 @pytest.mark.parametrize("wall_ns", [0, 999, 1_000, 1_795_235_940_123_456_789, 4_102_444_799_999_999_999])
@@ -78,32 +96,82 @@ def test_every_part_of_a_line_is_no_line() -> None:
             check(line[end + 1 :])
 
 
-def test_a_line_of_a_later_format_is_named_so() -> None:
-    body = line_of(fact(1))[:-41].replace(b'{"v":1', b'{"v":2')
-    line = body + b',"h":"' + sha256(body).hexdigest()[:32].encode() + b'"}'
-    with pytest.raises(Unsound, match="does not begin"):
+@pytest.mark.parametrize(
+    ("start", "why"), [(b'{"v":1,"seq":', "of format 1; this program reads format 2"), (b'{"x":1,"seq":', "not begin")]
+)
+def test_a_line_of_another_format_is_named_so(start: bytes, why: str) -> None:
+    body = line_of(fact(1))[:-11].replace(b'{"seq":', start)
+    line = body + hash_of(body)[:8].encode() + b'"}'
+    with pytest.raises(Unsound, match=why):
         check(line)
-    with pytest.raises(Unsound, match="does not begin"):
+    with pytest.raises(Unsound, match=why):
         Chain().take(line)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ((b'"of":3', b'"of":4'), "number 3 and the last of a batch of 4"),
+        ((b'"n":3,', b""), "number 1 and the last of a batch of 3"),
+        ((b'"n":3,"of":3', b'"n":"3","of":"3"'), "not what it must be"),
+        ((b'"mt":', b'"mt":null,"m":'), "not what it must be"),
+    ],
+)
+def test_a_line_that_is_hashed_and_cannot_be_understood_is_no_record(change: tuple[bytes, bytes], why: str) -> None:
+    body = line_of(fact(1), seq=3, number=3, count=3)[:-11].replace(*change)
+    with pytest.raises(Unsound, match=why):
+        decode(body + hash_of(body)[:8].encode() + b'"}')
 
 
 def test_the_chain_takes_only_what_follows() -> None:
     chain = Chain()
     chain.enter(Segment(1, 1, 1))
-    opening = {"ledger": "l", "segment": 1, "first_seq": 1, "epoch": 1, "format": 1}
+    opening = {"ledger": "l", "segment": 1, "first_seq": 1, "epoch": 1, "format": 2}
     first = line_of(Draft("segment.open", "segment/1", opening))[:-1]
     chain.take(first)
-    good: dict[str, Any] = {"seq": 2, "batch": 2, "remaining": 1, "previous": chain.hash}
+    good: dict[str, Any] = {"seq": 2, "number": 1, "count": 3, "previous": chain.hash}
     wrong: dict[str, Any]
-    for wrong in ({"seq": 3}, {"seq": 1}, {"batch": 1}, {"batch": 3}, {"previous": GENESIS}, {"remaining": -1}):
+    for wrong in ({"seq": 3}, {"seq": 1}, {"number": 0}, {"number": 2}, {"number": 3}, {"previous": GENESIS}):
         with pytest.raises(Unsound):
             chain.take(line_of(fact(1), **{**good, **wrong})[:-1])
     second = chain.take(line_of(fact(1), **good)[:-1])
-    within: dict[str, Any] = {"seq": 3, "batch": 2, "remaining": 0, "previous": second.hash}
-    for wrong in ({"batch": 3}, {"remaining": 1}):
+    within: dict[str, Any] = {"seq": 3, "number": 2, "count": 2, "previous": second.hash}
+    for wrong in ({"number": 1}, {"number": 3, "count": 3}, {"count": 1, "number": 1}):
         with pytest.raises(Unsound):
             chain.take(line_of(fact(2), **{**within, **wrong})[:-1])
-    assert chain.take(line_of(fact(2), **within)[:-1]).seq == 3
+    last = chain.take(line_of(fact(2), **within)[:-1])
+    assert (last.seq, last.batch, last.more) == (3, 2, False)
+    with pytest.raises(Unsound):
+        chain.take(line_of(fact(3), seq=4, number=3, count=3, previous=last.hash)[:-1])
+
+
+def test_many_lines_are_taken_as_one_by_one_they_would_be() -> None:
+    opening = {"ledger": "l", "segment": 1, "first_seq": 1, "epoch": 1, "format": 2}
+    lines = [line_of(Draft("segment.open", "segment/1", opening))[:-1]]
+    for seq, number, count in ((2, 1, 1), (3, 1, 3), (4, 2, 3), (5, 3, 3), (6, 1, 1)):
+        previous = decode(lines[-1]).hash
+        lines.append(line_of(fact(seq), seq=seq, number=number, count=count, previous=previous)[:-1])
+    forged = b'{"seq":4]' + lines[3][-38:-10]  # hashed, and no JSON
+    no_json = [*lines[:3], forged + hash_of(forged)[:8].encode() + b'"}']
+    other_seq = [*lines[:3], line_of(fact(4), seq=9, number=2, count=3, previous=decode(lines[2]).hash)[:-1]]
+    for some, until in ((lines, 0), (lines, 4), (lines, 9), ([*lines[:4], lines[5]], 0), (no_json, 0), (other_seq, 0)):
+        one, many = Chain(), Chain()
+        for chain in (one, many):
+            chain.enter(Segment(1, 1, 1))
+            assert chain.take_many(some, until) == []  # how a segment begins is looked at by `take`
+            chain.take(some[0])
+        taken, expected = many.take_many(some[1:], until), []
+        for line in some[1:]:
+            if one.seq == until:
+                break
+            try:
+                expected.append(one.take(line))
+            except Unsound:
+                break
+        # What is hashed and cannot be parsed is left to `take`, with what was read together with it.
+        assert taken == ([] if some is no_json else expected)
+        if taken:
+            assert (many.seq, many.hash, many.batch, many.more) == (one.seq, one.hash, one.batch, one.more)
 
 
 def test_what_json_cannot_carry_is_refused_with_its_path() -> None:
@@ -167,7 +235,7 @@ def test_a_line_may_fill_its_limit_and_not_pass_it() -> None:
     with pytest.raises(Refused, match="artifact store"):
         compose(of(fits + 1), Now(0, 2**63))
     draft = of(fits)
-    widest = encode(draft, Now(0, 2**63), seq=10**19, epoch=10**19, batch=10**19, remaining=10**19, previous=GENESIS)
+    widest = encode(draft, Now(0, 2**63), seq=10**19, epoch=10**19, number=10**19, count=10**19, previous=GENESIS)
     assert LINE_BYTES_MAX - 10 < len(widest) <= LINE_BYTES_MAX
 
 

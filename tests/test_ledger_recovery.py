@@ -38,7 +38,7 @@ def batch_ends(data: bytes) -> Iterator[tuple[int, Record]]:
     for line in data.splitlines(keepends=True):
         offset += len(line)
         record = decode(line)
-        if not record.remaining:
+        if not record.more:
             yield offset, record
 
 
@@ -57,7 +57,7 @@ TAILS: dict[str, bytes | None] = {
     "NULs": bytes(100),
     "garbage": b"\x93\n\xff}garbage\n{",
     "the next record fused": None,
-    "half a UTF-8 character": b'{"v":1,"seq":9,"data":{"text":"\xc3',
+    "half a UTF-8 character": b'{"seq":9,"data":{"text":"\xc3',
 }
 
 
@@ -75,7 +75,7 @@ def test_whatever_the_end_is_torn_into_recovery_finds_the_last_complete_batch(ta
         disk = without_head(whole)
         disk.corrupt(path, left)
         good, head = max(((end, record) for end, record in ends if end <= cut), default=(0, None))
-        later = tail == "the next record fused" and head and decode(follower).batch > head.batch + 1
+        later = tail == "the next record fused" and head and decode(follower).batch > head.seq + 1
         if left == data or (head and left == data[:good]):
             assert not survey(disk, "ledger").cuts
             continue
@@ -154,7 +154,7 @@ def test_a_damaged_batch_with_a_sound_later_one_behind_it_is_corruption_not_a_to
     lines = whole.read(path).splitlines(keepends=True)
     disk = without_head(whole)
     disk.corrupt(path, b"".join((lines[0], lines[1], bytes(len(lines[2])), lines[3])))
-    with pytest.raises(Corrupt, match="the later batch 4 ") as caught:
+    with pytest.raises(Corrupt, match="the later batch that begins with seq 4 ") as caught:
         opened(disk)
     assert caught.value.offset == len(lines[0]) + len(lines[1])
     assert (caught.value.first_good, caught.value.last_good) == (1, 2)

@@ -74,7 +74,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = f"ledger/{ledger.segment.name}"
     ledger._lock.release()  # killed: nothing is closed
     with (home / path).open("ab") as file:
-        file.write(b'{"v":1,"seq":4,"ep":1,"b":3,"n":1,"ts":"2026-')
+        file.write(b'{"seq":4,"n":1,"ep":1,"ts":"2026-')
     (home / "ledger" / ".HEAD.new").write_bytes(b"half")
     return home
 
@@ -119,7 +119,7 @@ def calls(strace: None, template: Path, tmp_path_factory: pytest.TempPathFactory
 
 def held(home: Path, said: str) -> None:
     """Open it again: everything acknowledged is there, and the whole is sound."""
-    acknowledged = dict(re.findall(r"ack (\d+) (\w+)", said))
+    acknowledged = dict(re.findall(r"ack (\d+) ([\w-]+)", said))
     ledger = opened(home)
     append(ledger, 99)
     ledger.close()

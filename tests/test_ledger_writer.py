@@ -33,7 +33,7 @@ def test_what_append_gives_back_is_what_a_reader_gets() -> None:
     ledger = opened(disk)
     given = ledger.append([fact(0), Draft("a", "b", {"pair": (1, 2.0), "n": None}, cause=1, corr="c")], at())
     assert given == list(read(disk, after=1))
-    assert [(record.batch, record.remaining) for record in given] == [(2, 1), (2, 0)]
+    assert [(record.batch, record.more) for record in given] == [(2, True), (2, False)]
     assert ledger.head == (given[-1].seq, given[-1].hash)
     assert ledger.append([], at()) == []
 

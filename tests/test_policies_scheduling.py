@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 from story import NOON, Story
 
-from ledger.instant import ms_of, text_of
+from ledger.instant import Now, ms_of, text_of
 from ledger.reader import read
 from policies import due
+from policies.clock import jumped
 from policies.outcome import judge
 from policies.overlap import overlap_of
+from policies.policy import BEFORE, SchedulingPolicy
 from policies.reaction import finished
 from policies.replay import verify_decisions
 from policies.request import Declined
-from policies.retention import forgotten
+from policies.retention import forgotten, left_over
+from state.events import draft
 from state.graph import OVER
 from state.views import VIEWS
 
@@ -481,3 +484,45 @@ def test_every_slot_has_one_decision_whatever_the_overlap_and_missed_policies(st
     assert per_job == dict.fromkeys(per_job, whole)
     assert len(per_job) == 15
     assert all(run.state in OVER or run.name in story.graph.jobs[run.job].active for run in story.graph.active.values())
+
+
+def test_a_policy_that_an_older_version_adopted_can_still_be_asked() -> None:
+    story = Story()
+    whole = story.policy.model_dump()
+    older = {name: value for name, value in whole.items() if not name.startswith("notice") and name != "pools"}
+    known = SchedulingPolicy.recorded({**older, "gone_since": 7})
+    assert known.model_dump() == {**whole, **{name: BEFORE[name] for name in whole if name not in older}}
+    story.record(draft("policy.adopted", "policy", {"digest": "d" * 32, "policy": older}))
+    assert story.past.policy() == known
+
+
+def test_each_field_of_the_policy_says_what_held_before_it() -> None:
+    assert BEFORE.keys() == SchedulingPolicy.model_fields.keys()
+    assert SchedulingPolicy.recorded({}).model_dump() == BEFORE
+
+
+@pytest.mark.parametrize(
+    ("wall_ms", "boot_ms", "jump_ms"),
+    [
+        (12_000, 5_000, None),
+        (12_001, 5_000, 2_001),
+        (8_000, 5_000, None),
+        (7_999, 5_000, -2_001),
+        (99_000, 94_000, None),
+    ],
+)
+def test_the_clock_has_jumped_if_it_and_the_boot_clock_disagree_by_more_than_the_policy_says(
+    wall_ms: int, boot_ms: int, jump_ms: int | None
+) -> None:
+    before, now = (Now(wall * 1_000_000, boot * 1_000_000) for wall, boot in ((10_000, 5_000), (wall_ms, boot_ms)))
+    policy = SchedulingPolicy.recorded({})
+    event = jumped(before, now, policy)
+    assert (event.data["jump_ms"] if event else None) == jump_ms
+    assert jumped(None, now, policy) is None
+
+
+def test_what_an_errand_left_goes_unless_somebody_waits_for_it(story: Story) -> None:
+    story.define("a", EVERY_MINUTE)
+    tick(story)
+    (name,) = story.graph.active
+    assert left_over(story.graph, [f"@{name}.1.expected", "@gone.1.expected", "@n-1"]) == ["@gone.1.expected", "@n-1"]

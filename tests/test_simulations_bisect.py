@@ -25,6 +25,8 @@ EXPRESSIONS = (
     "here.tokens < 15 and not here.paused",
     "jobs.failing == 0",
     "0 <= runs.running < 2",
+    "runs.waiting < 3 and jobs.count < 100",
+    "jobs.paused == 0",
     'jobs["job0"].last_outcome in ["", None, "succeeded"]',
     "policy.max_running != 2",
     "seq < 100",
@@ -54,6 +56,19 @@ def test_it_is_the_first_of_all_prefixes_whose_value_differs(life: Life, text: s
     if found.change is not None:
         assert found.change.holds is not first
         assert found.change.before != found.change.after or text.startswith("seq")
+
+
+def test_a_run_is_found_as_its_whole_past_would_find_it(life: Life) -> None:
+    ended = sorted({record.data["run"] for record in life.records() if record.type == "run.finished"})
+    for name in ended[:: len(ended) // 6]:
+        expression, graph = Expression(f'run["{name}"].exists and run["{name}"].state != "running"'), Graph()
+        expected = next(record.seq for record in life.records() if expression.holds(fold(graph, [record])))
+
+        change = bisect(life.disk, "sim", expression).change
+
+        assert expression.jobs == {name.split(".")[0]}
+        assert change is not None
+        assert change.record.seq == expected
 
 
 def test_of_one_job_the_part_of_the_past_that_is_about_it_is_enough(life: Life) -> None:

@@ -139,10 +139,10 @@ def test_daylight_saving_is_told_by_job_and_instant() -> None:
 
 def test_the_same_seed_foresees_the_same_and_a_fault_leaves_its_mark() -> None:
     jobs = any_jobs(3, 6)
-    month = {"end_ms": FRIDAY + 20 * 24 * HOUR_MS}
+    week = {"end_ms": FRIDAY + 8 * 24 * HOUR_MS}
 
-    first, second = (forecast_of(jobs, **month) for _ in range(2))
-    asleep = forecast_of(jobs, **month, faults=["sleep", "power"])
+    first, second = (forecast_of(jobs, **week) for _ in range(2))
+    asleep = forecast_of(jobs, **week, faults=["sleep", "power"])
 
     assert first.tally.jobs == second.tally.jobs
     assert {outage.kind for outage in asleep.outages} == {"sleep", "power"}

@@ -27,8 +27,8 @@ FIXTURES = sorted(path.name for path in FOLDER.glob("*.json"))
 
 def told(seq: int, event: dict[str, Any]) -> Record:
     return Record(
-        seq, 1, seq, 0, event["ts"], event["mt"], event["type"], event["tv"], event["subject"], event.get("id"), None,
-        None, event["data"], "",
+        seq, 1, seq, False, event["ts"], event["mt"], event["type"], event["tv"], event["subject"], event.get("id"),
+        None, None, event["data"], "",
     )  # fmt: skip
 
 

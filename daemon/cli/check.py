@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from daemon.cli import show
 from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.jobs import settings_or_defaults
-from daemon.order import Surroundings, Unfillable, task_to_check
+from daemon.order import Surroundings, Unfillable, path_of, task_to_check
+from daemon.ports import CommandTask
 from daemon.serve import surroundings
 from daemon.workers.preflight import preflight
 from policies.job import Job
@@ -48,6 +50,8 @@ def check(call: Call, files: list[Path]) -> int:
 def needed(around: Surroundings, job: Job) -> list[tuple[str, str]]:
     """(field, problem) for what the job needs and this machine does not have now: programs, folders, models."""
     spec = job.canonical()
+    if spec["kind"] == "upgrade":
+        return list(_of_repositories(around, spec))
     parts = [(f"steps[{number}]", step) for number, step in enumerate(spec.get("steps", ()))] or [("", spec)]
     found = []
     for field, part in parts:
@@ -63,3 +67,21 @@ def needed(around: Surroundings, job: Job) -> list[tuple[str, str]]:
         if problem:
             found.append((field, problem))
     return found
+
+
+def _of_repositories(around: Surroundings, spec: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
+    env = {**around.environment, **spec["env"]}
+    if problem := preflight(CommandTask(("git",), str(around.home)), env):
+        yield "", problem
+    for repo in spec["repos"]:  # In the order of their keys, and not of the file.
+        field, path = f"repos[{repo['key']}]", path_of(around, repo["path"])
+        if not os.path.isdir(path):
+            yield f"{field}.path", f"{path} is no folder here: clone the repository there, or correct `path`"
+        elif not os.path.exists(os.path.join(path, ".git")):
+            yield f"{field}.path", f"{path} is no work tree of a git repository: name the folder that has .git in it"
+        else:
+            for step in ("canary", "verify"):
+                # What stands in the repository may come, or go, with the commit that is tried.
+                programs = [word for word in (repo[step] or ())[:1] if "/" not in word]
+                if programs and (problem := preflight(CommandTask((programs[0],), path), env)):
+                    yield f"{field}.{step}", problem

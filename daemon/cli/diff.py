@@ -110,7 +110,7 @@ def _questions(reading: Reading, seqs: set[int]) -> dict[int, dict[str, Json]]:
     past, asked = Past(), {}
     for record in reading.records(until=max(seqs)):
         if record.seq in seqs:
-            policy = SchedulingPolicy.model_validate(past.graph.policy.values)
+            policy = SchedulingPolicy.recorded(past.graph.policy.values)
             question = ask(past.graph, past.agenda, policy, record.data["wall_ms"])
             question.preflight.update(record.data["preflight"])
             asked[record.seq] = orjson.loads(canonical(question.groups()))

@@ -28,7 +28,7 @@ from daemon.cli.exits import Exit
 from daemon.cli.failure import failure_of
 from daemon.control import CallFailed
 from daemon.home import Home, HomeError, Settings
-from daemon.serve import PolicyFile, surroundings
+from daemon.serve import scheduling_policy, surroundings, upgrade_policy
 from daemon.system import OsDisk, SystemClock
 from daemon.version import tzdb_version, version
 from ledger.errors import Corrupt
@@ -201,7 +201,7 @@ def _home(call: Call) -> Iterator[Row]:
         yield Row("settings", "fail", str(home.settings_file), str(error))
         return
     yield Row("settings", "ok", f"time zone {settings.timezone}, {show.count(len(settings.models), 'model')} named")
-    _, problem = PolicyFile(home.policies).read()
+    problem = "; ".join(filter(None, (policy.read()[1] for policy in (scheduling_policy(home), upgrade_policy(home)))))
     yield Row("policy", "warn" if problem else "ok", "not legal" if problem else "legal", problem)
     yield from _models(home, settings)
     yield from _jobs(home, settings)

@@ -25,10 +25,14 @@ app = root(
 )
 jobs = group(app, "jobs", "What is to be run, and when.")
 runs = group(app, "runs", "What ran, runs and waits.")
+generations = group(app, "generations", "Answers of models that the gateway kept.")
 notices = group(app, "notices", "What somebody is still to be told.")
 events = group(app, "events", "What happened, from the ledger; and proofs of it.", alone=True)
+models = group(app, "models", "The store of models, and what this machine can run.")
+engines = group(app, "engines", "Engines that the gateway has loaded models into.")
 lease = group(app, "lease", "Keys that keep Hermes and everything beside it out of each other's way.")
 ledger = group(app, "ledger", "The ledger's files: compressed, repaired.")
+upgrade = group(app, "upgrade", "Git repositories kept up to date, and none left broken.")
 service = group(app, "service", "The daemon as a service of this user (systemd or launchd).")
 
 
@@ -62,6 +66,20 @@ def run(call: Call) -> None:
     from daemon.cli import process
 
     process.run(call)
+
+
+@verb(app, "gateway")
+def gateway(
+    call: Call,
+    env: Annotated[
+        Path | None, typer.Option("--env", metavar="FILE", help="Settings over hermesd.yaml's, as configs/env.*.yaml.")
+    ] = None,
+    tcp: Annotated[str, typer.Option("--tcp", metavar="HOST:PORT", help="Also on loopback TCP, with a token.")] = "",
+) -> int:
+    """Serve local models over HTTP in the foreground, OpenAI-compatible, on gateway.sock in the home."""
+    from daemon.cli import gateway
+
+    return gateway.gateway(call, env, tcp)
 
 
 @verb(app, "stop")
@@ -307,6 +325,20 @@ def audit(call: Call) -> int:
     from daemon.cli import audit
 
     return audit.audit(call)
+
+
+@verb(app, "rerun")
+def rerun(
+    call: Call,
+    what: Annotated[str, typer.Argument(metavar="RUN|GENERATION", help="An inference run, or the id of an answer.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="0 only if the bytes are the same and had to be; 1 if they differ.")
+    ] = False,
+) -> int:
+    """Ask a model the same again, and compare the bytes. Where nobody promised the same, it says so."""
+    from daemon.cli import rerun
+
+    return rerun.rerun(call, what, verify=verify)
 
 
 @verb(app, "redact")
@@ -579,6 +611,45 @@ def notices_retry(
     notices.retry(call, notice, reason=reason)
 
 
+@verb(generations, "list")
+def generations_list(call: Call, limit: Limit = 20) -> None:
+    """Answers whose text is kept, the newest first."""
+    from daemon.cli import rerun
+
+    rerun.listing(call, limit=limit)
+
+
+@verb(generations, "audit")
+def generations_audit(
+    call: Call,
+    sample: Annotated[str, typer.Option("--sample", metavar="PERCENT", help="So many of those kept.")] = "1%",
+) -> int:
+    """Ask a sample of the kept answers again, and compare the bytes. The same sample of the same answers, always."""
+    from daemon.cli import rerun
+
+    return rerun.audit(call, sample)
+
+
+@verb(engines, "list")
+def engines_list(call: Call) -> None:
+    """What is loaded, where, and what serving each model has been like; from the ledger."""
+    from daemon.cli import engines
+
+    engines.listing(call)
+
+
+@verb(engines, "stop")
+def engines_stop(
+    call: Call,
+    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="Its engines; without it: all.")] = "",
+    gateway: Annotated[bool, typer.Option("--gateway", help="End the gateway process itself.")] = False,
+) -> int:
+    """Unload a model, or all. Answers in progress are finished first; the next request loads it again."""
+    from daemon.cli import engines
+
+    return engines.stop(call, model, gateway=gateway)
+
+
 @verb(lease, "list")
 def lease_list(call: Call) -> None:
     """Who holds which key."""
@@ -624,6 +695,81 @@ def lease_exec(
     return leases.execute(call, key, command, ttl, wait)
 
 
+UpgradeJob = Annotated[str, typer.Argument(metavar="[JOB]", help="Of several upgrade jobs, which.")]
+
+
+@verb(upgrade, "plan")
+def upgrade_plan(call: Call, job: UpgradeJob = "") -> int:
+    """Look at every repository now, and say what would be done. Nothing is changed, and nothing recorded."""
+    from daemon.cli import upgrade
+
+    return upgrade.plan(call, job)
+
+
+@verb(upgrade, "run")
+def upgrade_run(
+    call: Call,
+    job: UpgradeJob = "",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show what became of each repository.")] = True,
+    reason: Reason = "",
+) -> int:
+    """Upgrade now: probe, plan, and what the plan grants."""
+    from daemon.cli import upgrade
+
+    return upgrade.run(call, job, wait=wait, reason=reason)
+
+
+@verb(upgrade, "status")
+def upgrade_status(call: Call, job: UpgradeJob = "") -> int:
+    """What became of each repository the last time, and what is remembered of it."""
+    from daemon.cli import upgrade
+
+    return upgrade.status(call, job)
+
+
+@verb(upgrade, "why")
+def upgrade_why(
+    call: Call, key: Annotated[str, typer.Argument(metavar="KEY", help="A repository, as the job calls it.")]
+) -> int:
+    """Why a repository was upgraded, or was not: the plan, its risk, its steps, and what the gate said."""
+    from daemon.cli import upgrade
+
+    return upgrade.why(call, key)
+
+
+@verb(upgrade, "rollback")
+def upgrade_rollback(
+    call: Call,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="A repository, as the job calls it.")],
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Say what became of it.")] = True,
+    reason: Reason = "",
+) -> int:
+    """Take the last upgrade of a repository back, under its lease, if nobody has moved the branch since."""
+    from daemon.cli import upgrade
+
+    return upgrade.rollback(call, key, wait=wait, reason=reason)
+
+
+@verb(upgrade, "graph")
+def upgrade_graph(
+    call: Call,
+    job: Annotated[str, typer.Argument(metavar="[JOB]", help="Of several upgrade jobs, which.")] = "",
+    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="svg, mermaid or json.")] = "svg",
+) -> int:
+    """Repositories, what they depend on and where they come from, as of the latest plan."""
+    from daemon.cli import upgrade_graph
+
+    return upgrade_graph.graph(call, job, form)
+
+
+@verb(upgrade, "calibrate")
+def upgrade_calibrate(call: Call) -> int:
+    """Whether the risks that plans estimated have come true: reliability and Brier score, by a replay of the ledger."""
+    from daemon.cli import upgrade_calibrate
+
+    return upgrade_calibrate.calibrate(call)
+
+
 @verb(service, "install")
 def service_install(call: Call) -> None:
     """Start the daemon now and at every log-in."""
@@ -646,3 +792,81 @@ def service_status(call: Call) -> int:
     from daemon.cli import service
 
     return service.status(call)
+
+
+Model = Annotated[str, typer.Argument(metavar="NAME", help="A model of the store.")]
+
+
+@verb(models, "add")
+def models_add(
+    call: Call,
+    source: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A Hugging Face folder (safetensors), or a GGUF file.")
+    ],
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="What jobs call it [default: the folder's].")
+    ] = "",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype", metavar="DTYPE", help="keep, auto (what this machine serves), float32, bfloat16 or float16."
+        ),
+    ] = "auto",
+    pin: Annotated[bool, typer.Option("--pin", help="It is never evicted.")] = False,
+    evict: Annotated[bool, typer.Option("--evict", help="Make room by removing what was unused the longest.")] = False,
+) -> None:
+    """Take a model into models/: checked, converted once to the dtype it is served in, read-only."""
+    from daemon.cli import models
+
+    models.add(call, source, name=name, dtype=dtype, pin=pin, evict=evict)
+
+
+@verb(models, "list")
+def models_list(call: Call) -> None:
+    """The models that jobs can name."""
+    from daemon.cli import models
+
+    models.listing(call)
+
+
+@verb(models, "show")
+def models_show(call: Call, name: Model) -> None:
+    """One model of the store: where it is from, and its files by digest."""
+    from daemon.cli import models
+
+    models.one(call, name)
+
+
+@verb(models, "remove")
+def models_remove(call: Call, name: Model) -> None:
+    """Delete a model of the store. Engines that have it loaded keep it until they end."""
+    from daemon.cli import models
+
+    models.remove(call, name)
+
+
+@verb(models, "verify")
+def models_verify(
+    call: Call,
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="A model of the store; without it: all.")] = "",
+) -> int:
+    """Every byte of the store's models against its manifest."""
+    from daemon.cli import models
+
+    return models.verify(call, name)
+
+
+@verb(models, "matrix")
+def models_matrix(call: Call) -> None:
+    """Which runtime, device and quantization this machine can do, and why not."""
+    from daemon.cli import models
+
+    models.matrix(call)
+
+
+@verb(models, "recommend")
+def models_recommend(call: Call) -> None:
+    """What well-known models fit this machine, and in which form."""
+    from daemon.cli import models
+
+    models.recommend(call)

@@ -25,7 +25,7 @@ from ledger.record import Unsound
 from ledger.verify import Damage
 from ledger.verify import verify as verified
 from policies.question import GROUPS
-from policies.replay import Past, Verdict, decide_again
+from policies.replay import Past, Verdict, decide_again, is_decision
 from state.graph import Graph
 
 Json = Any
@@ -145,7 +145,7 @@ def replay(call: Call, *, verify: bool, to: int | None, graph: bool, form: str) 
     past, plans, head = Past(), 0, Head(0, "")
     others, differing, code = 0, 0, code_digest()
     for record in call.reading.records(until=to):
-        if verify and record.type == "plan.decided":
+        if verify and is_decision(record):
             plans += 1
             verdict = decide_again(past, record)
             others += verdict.code != code

@@ -9,13 +9,14 @@ from daemon.cli import health, show
 from daemon.cli.call import Call
 from daemon.order import Unfillable, task_to_check
 from daemon.reading import Reading
-from daemon.serve import PolicyFile, surroundings
+from daemon.serve import scheduling_policy, surroundings
 from daemon.system import SystemClock
 from daemon.workers.preflight import preflight
 from policies import adoption
 from policies.decision import decide
 from policies.question import ask
 from policies.survey import Candidate
+from state.graph import is_container
 
 Json = Any
 
@@ -23,11 +24,11 @@ Json = Any
 def plan(call: Call) -> None:
     reading = call.reading
     now = SystemClock().now()
-    policy, policy_problem = PolicyFile(call.home.policies).read()
+    policy, policy_problem = scheduling_policy(call.home).read()
     around = surroundings(call.home, call.settings)
 
     def check(one: Candidate) -> str:
-        if one.spec.get("kind") == "agent":
+        if is_container(one.spec):
             return ""  # Its steps are checked one by one, when they could start.
         try:
             task, env = task_to_check(around, reading.graph, one.run, one.attempt, one.spec, one.parent, one.file)

@@ -22,7 +22,7 @@ from daemon.serve import Daemon
 from daemon.version import version
 from daemon.workers import identity
 from ledger.errors import Corrupt
-from state.graph import WITH_PROCESS, Graph
+from state.graph import WITH_PROCESS, Graph, is_container
 
 _LOOK_AGAIN_S = 0.02
 
@@ -89,16 +89,22 @@ def stop(call: Call, wait_ms: int) -> int:
                 do=f"wait on (`hermesd stop --timeout 5m`), or `kill -9 {pid}`: nothing recorded is lost",
             )
         time.sleep(_LOOK_AGAIN_S)
-    going = _with_process(call.reading.graph)
+    graph = call.reading.graph
+    going = _with_process(graph)
+    gateway = next(
+        (g.pid for g in graph.gateways.values() if g.state == "running" and identity.alive(g.pid, g.process_started)), 0
+    )
     if call.json:
-        show.json({"stopped": True, "pid": pid, "going_on": going})
+        show.json({"stopped": True, "pid": pid, "going_on": going, "gateway": gateway or None})
     else:
         print(f"The daemon (pid {pid}) has stopped" + (f"; {_go_on(going)}" if going else "."))
+        if gateway:
+            print(f"The gateway (pid {gateway}) serves on; `hermesd engines stop --gateway` ends it.")
     return Exit.FINE
 
 
 def _with_process(graph: Graph) -> list[str]:
-    return [run.name for run in graph.active.values() if run.state in WITH_PROCESS and run.spec.get("kind") != "agent"]
+    return [run.name for run in graph.active.values() if run.state in WITH_PROCESS and not is_container(run.spec)]
 
 
 def _go_on(runs: list[str]) -> str:

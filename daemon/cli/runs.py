@@ -40,7 +40,7 @@ def start(call: Call, job: str, *, wait: bool, reason: str, file: Path | None = 
         say(call, answer, f"Asked for run {answer['run']}. Follow it with `hermesd runs logs -f {answer['run']}`.")
         return Exit.FINE
     try:
-        ended = _follow(call, answer["run"], after)
+        ended = follow(call, answer["run"], after)
     except KeyboardInterrupt:
         print(f"\nThe run goes on. To end it: hermesd cancel {answer['run']}", file=sys.stderr)
         raise
@@ -187,7 +187,7 @@ def _over(reading: Reading, name: str) -> Iterator[bool]:
         yield ended
 
 
-def _follow(call: Call, name: str, after: int) -> Json:
+def follow(call: Call, name: str, after: int) -> Json:
     """Wait for the run's end, telling its way at the terminal. What `_end_of` gives."""
     tail = Tail(call.reading.disk, after=after)
     looked_s = time.monotonic()

@@ -41,16 +41,26 @@ def state(call: Call, words: list[str], at: str) -> int:
 
 def _show(call: Call, name: str, at: str) -> int:
     """From the ledger, not from the file: nobody can have edited that."""
-    name = name.removesuffix(".json")
-    if name and name not in views.VIEWS:
-        do = meant(name, views.VIEWS, f"the views are {', '.join(views.VIEWS)}")
+    name = name.removesuffix(".jsonl").removesuffix(".json")
+    if name and name not in views.known():
+        do = meant(name, views.known(), f"the views are {', '.join(views.known())}")
         raise Failure(Exit.UNKNOWN, f"there is no view {name!r}", do=do)
     files = views.render(*_as_of(call, at))
+    if name and views.file_of(name) not in files:
+        raise Failure(Exit.UNKNOWN, f"there is nothing yet that view {name!r} could show", do="")
     if name:
-        show.raw(files[f"{name}.json"])
+        show.raw(files[views.file_of(name)])
     else:
-        show.json({file.removesuffix(".json"): orjson.loads(data) for file, data in files.items()})
+        show.json({_name(file): _told(file, data) for file, data in files.items()})
     return Exit.FINE
+
+
+def _name(file: str) -> str:
+    return file.removesuffix(".jsonl").removesuffix(".json")
+
+
+def _told(file: str, data: bytes) -> Json:
+    return [orjson.loads(line) for line in data.splitlines()] if file.endswith(".jsonl") else orjson.loads(data)
 
 
 def _as_of(call: Call, at: str) -> tuple[Graph, Head]:
@@ -135,19 +145,12 @@ def _compared(reading: Reading) -> list[Json]:
         seq, found = 0, b""
         if reading.disk.exists(path):
             found = reading.disk.read(path)
-            seq = _seq_in(found)
+            head = views.head_in(found)
+            seq = head.seq if head is not None else 0
         old = "behind" if seq < reading.head.seq else "different"
         state = "missing" if not found else "current" if found == data else old
-        rows.append({"view": file.removesuffix(".json"), "bytes": len(found), "seq": seq, "state": state})
+        rows.append({"view": _name(file), "bytes": len(found), "seq": seq, "state": state})
     return rows
-
-
-def _seq_in(data: bytes) -> int:
-    """The record a view's file says it was made from; 0 if it says none."""
-    try:
-        return int(orjson.loads(data)["head"]["seq"])
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-        return 0
 
 
 def _rebuild(call: Call) -> int:
@@ -165,8 +168,8 @@ def _rebuild(call: Call) -> int:
     views.publish(reading.disk, reading.graph, reading.head)
     changed = [row["view"] for row in before if row["state"] != "current"]
     if call.json:
-        show.json({"head": reading.head._asdict(), "views": sorted(views.VIEWS), "changed": changed})
+        show.json({"head": reading.head._asdict(), "views": [row["view"] for row in before], "changed": changed})
     else:
         what = f"{', '.join(changed)} had been otherwise" if changed else "every byte was so already"
-        print(f"Wrote {show.count(len(views.VIEWS), 'view')} from record {reading.head.seq}: {what}.")
+        print(f"Wrote {show.count(len(before), 'view')} from record {reading.head.seq}: {what}.")
     return Exit.FINE

@@ -66,7 +66,7 @@ _TRIGGERS = {
     "backfill": "a person's `hermesd backfill`",
     "after": "the end of the jobs it is after",
     "on": "files that came",
-    "step": "its agent's run",
+    "step": "the run it is a step of",
 }
 _SHOWN = 70
 _OF_THE_END = ("outcome", "reason", "code", "signal", "retry_at", "token", "outputs")
@@ -278,7 +278,7 @@ def _asked_again(reading: Reading, record: Record) -> Json:
     """The question of the plan, put together from the records before it, and whether the answer is the recorded one."""
     graph = reading.graph_at(record.seq - 1)
     past = Past(graph, Agenda.of(graph))
-    policy = SchedulingPolicy.model_validate(past.graph.policy.values)
+    policy = SchedulingPolicy.recorded(past.graph.policy.values)
     question = ask(past.graph, past.agenda, policy, record.data["wall_ms"])
     question.preflight.update(record.data["preflight"])
     return {"question": question.groups(), "asked_again": decide_again(past, record).agrees}

@@ -26,6 +26,8 @@ from typing import Any
 
 import psutil
 
+from daemon.inference import through
+
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -88,39 +90,37 @@ class Engine:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
         tokenizer.padding_side = "left"
-        self._ends = _end_tokens(model, tokenizer)
+        self._ends = end_tokens(model.generation_config, tokenizer)
         specials = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._specials = sorted(specials | set(tokenizer.all_special_tokens), key=len, reverse=True)
 
     @classmethod
-    def load(cls, folder: str, *, device: str = "auto", dtype: str = "auto", quantization: str = "none") -> Engine:
-        """Load and warm up the model in `folder`. EngineError if that cannot be done."""
+    def load(
+        cls,
+        folder: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantization: str = "none",
+        expected: str = "",
+        threads: int = 0,
+    ) -> Engine:
+        """Load and warm up the model in `folder`, whose digest is `expected`, if one is. `threads`: 0 is torch's own
+        choice. EngineError if that cannot be done."""
         began = time.monotonic()
-        path = _checked_folder(folder)
-        torch, transformers = _runtimes()
+        path = checked_folder(folder)
+        torch, transformers = runtimes()
         _quieten(torch, transformers)
+        if threads:
+            torch.set_num_threads(threads)
         chosen = _device(torch, device)
         kind = _dtype(torch, dtype, chosen, path)
-        _check_room(torch, path, chosen, kind, quantization)
+        check_room(torch, path, chosen, kind, quantization)
         digest = model_digest(path)
+        check_digest(path, digest, expected)
         extra = _quantized(transformers, quantization, chosen, kind)
         only_here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        try:
-            transformers.AutoConfig.from_pretrained(str(path), **only_here)
-        except Exception as error:
-            raise EngineError(
-                f"transformers {transformers.__version__} cannot use {path / 'config.json'}: {_gist(error)}. If the"
-                " model brings its own code, it is not run here; a newer transformers may know the model, or fetch its"
-                " files again."
-            ) from error
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), **only_here)
-        except Exception as error:
-            raise EngineError(
-                f"the tokenizer of the model in {path} cannot be read: {_gist(error)}. A model folder needs its"
-                " tokenizer.json (or tokenizer.model) and tokenizer_config.json; copy them from where the"
-                " model came from."
-            ) from error
+        _, _, tokenizer = opened(folder)
         try:
             model, missing = _load_weights(transformers, path, kind, extra, only_here)
             if not extra:
@@ -220,7 +220,7 @@ class Engine:
             kept = max(0, kept - max(over, kept // 8))
 
     def _warm_up(self) -> None:
-        torch = _runtimes()[0]
+        torch = runtimes()[0]
 
         tokens = torch.tensor([self.encode("warm-up")], device=self._model.device)
         try:
@@ -251,7 +251,7 @@ class Engine:
         seed: int,
         stop: Sequence[str],
     ) -> list[Output]:
-        torch, transformers = _runtimes()
+        torch, transformers = runtimes()
 
         padded = self._tokenizer.pad({"input_ids": encoded}, return_tensors="pt").to(self._model.device)
         width = padded["input_ids"].shape[1]
@@ -301,7 +301,7 @@ class _Stop:
         self._longest = max((len(one.encode()) for one in stop), default=0)
 
     def __call__(self, tokens: Any, scores: Any, **_: Any) -> Any:
-        torch = _runtimes()[0]
+        torch = runtimes()[0]
 
         self._first_token()
         done = [False] * tokens.shape[0]
@@ -321,7 +321,7 @@ class _Draw:
         self._temperature, self._top_p, self._top_k = temperature, top_p, top_k
 
     def __call__(self, tokens: Any, scores: Any) -> Any:
-        torch = _runtimes()[0]
+        torch = runtimes()[0]
 
         place = tokens.shape[1] - self._width
         chosen = [
@@ -333,7 +333,7 @@ class _Draw:
         return only
 
     def _choose(self, scores: Any, at: float) -> int:
-        torch = _runtimes()[0]
+        torch = runtimes()[0]
 
         shares, order = torch.sort(torch.softmax(scores, dim=-1), descending=True, stable=True)
         if self._top_k:
@@ -409,14 +409,14 @@ def _tokens_until(tokenizer: Any, new: list[int], stop: Sequence[str]) -> int:
     return len(new)
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+def end_tokens(generation: Any, tokenizer: Any) -> list[int]:
     ends: list[int] = []
-    for value in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+    for value in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):
         ends += [value] if isinstance(value, int) else list(value or ())
     return sorted(set(ends))
 
 
-def _runtimes() -> tuple[Any, Any]:
+def runtimes() -> tuple[Any, Any]:
     try:
         torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
     except ImportError as error:
@@ -436,7 +436,7 @@ def _quieten(torch: Any, transformers: Any) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // 4))
 
 
-def _checked_folder(folder: str) -> Path:
+def checked_folder(folder: str) -> Path:
     path = Path(folder)
     if not path.is_dir():
         what = "is a file; give the folder it is in" if path.exists() else "does not exist"
@@ -473,6 +473,53 @@ def _checked_folder(folder: str) -> Path:
             " you trust it (model.save_pretrained writes them)."
         )
     return path
+
+
+def opened(folder: str) -> tuple[Path, Any, Any]:
+    """The model folder, its configuration and its tokenizer, without the weights. EngineError."""
+    path = checked_folder(folder)
+    torch, transformers = runtimes()
+    _quieten(torch, transformers)
+    only_here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(path), **only_here)
+    except Exception as error:
+        raise EngineError(
+            f"transformers {transformers.__version__} cannot use {path / 'config.json'}: {_gist(error)}. If the"
+            " model brings its own code, it is not run here; a newer transformers may know the model, or fetch its"
+            " files again."
+        ) from error
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), **only_here)
+    except Exception as error:
+        raise EngineError(
+            f"the tokenizer of the model in {path} cannot be read: {_gist(error)}. A model folder needs its"
+            " tokenizer.json (or tokenizer.model) and tokenizer_config.json; copy them from where the"
+            " model came from."
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return path, config, tokenizer
+
+
+def tensors(folder: Path) -> Any:
+    """A function from a tensor's name to the tensor. EngineError where it is not there and no `missing` is given."""
+    safetensors: Any = importlib.import_module("safetensors")
+    files = {file: safetensors_header(file) for file in weight_files(folder)}
+    where = {name: file for file, header in files.items() for name in header if name != "__metadata__"}
+    opened_files = {file: safetensors.safe_open(str(file), framework="pt") for file in files}
+
+    def read(name: str, **missing: Any) -> Any:
+        if name in where:
+            return opened_files[where[name]].get_tensor(name)
+        if missing:
+            return missing["missing"]
+        raise EngineError(
+            f"the weights in {folder} are incomplete or of another model: there is no {name}. Fetch the model's files"
+            " again, all from one revision."
+        )
+
+    return read
 
 
 def _device(torch: Any, asked: str) -> str:
@@ -514,21 +561,40 @@ def _dtype(torch: Any, asked: str, device: str, path: Path) -> Any:
     return torch.bfloat16 if saved == "bfloat16" and native else torch.float32
 
 
-def _check_room(torch: Any, path: Path, device: str, kind: Any, quantization: str) -> None:
+def dtype_here(folder: Path) -> str:
+    """The dtype that this machine would serve the model in. EngineError without torch."""
+    torch = runtimes()[0]
+    return _name(_dtype(torch, "auto", _device(torch, "auto"), folder))
+
+
+def check_digest(path: Path, digest: str, wanted: str) -> None:
+    """EngineError if the model is not the one that was registered, or added to the store."""
+    from daemon.inference import store
+
+    try:
+        added = store.expected(path)
+    except store.StoreError as error:
+        raise EngineError(f"{error}: {error.do}.") from error
+    for right, did in ((wanted, "registered"), (added, "added to the store of models")):
+        if right and right != digest:
+            raise EngineError(
+                f"the model in {path} is not the one that was {did}: its digest is {digest} and should be {right}."
+                " Find out what changed it (`hermesd models verify`), and add or register it anew."
+            )
+
+
+def check_room(torch: Any, path: Path, device: str, kind: Any, quantization: str) -> None:
     """Refuse, with the figures, what would not fit, before it is tried."""
     count = 0
-    for file in _weight_files(path):
-        for name, tensor in _safetensors_header(file).items():
+    for file in weight_files(path):
+        for name, tensor in safetensors_header(file).items():
             if name != "__metadata__":
                 size = 1
                 for extent in tensor["shape"]:
                     size *= extent
                 count += size
     needed = count * {"none": kind.itemsize, "bnb-8bit": 1, "bnb-4bit": 0.5}[quantization]
-    if device.startswith("cuda"):
-        free = torch.cuda.mem_get_info(torch.device(device))[0]
-    else:
-        free = psutil.virtual_memory().available
+    free = free_bytes(torch, device)
     if needed > free:
         raise EngineError(
             f"the model in {path} does not fit: {count / 1e9:.1f} billion parameters as {_name(kind)}"
@@ -538,7 +604,14 @@ def _check_room(torch: Any, path: Path, device: str, kind: Any, quantization: st
         )
 
 
-def _weight_files(path: Path) -> list[Path]:
+def free_bytes(torch: Any, device: str) -> int:
+    """What the device has free for one more model or its keys and values."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    return int(psutil.virtual_memory().available)
+
+
+def weight_files(path: Path) -> list[Path]:
     """The files that the runtime will read: some folders hold the same weights a second time under another name."""
     index = path / "model.safetensors.index.json"
     if not index.exists():
@@ -556,7 +629,7 @@ def _weight_files(path: Path) -> list[Path]:
     return files
 
 
-def _safetensors_header(file: Path) -> dict[str, Any]:
+def safetensors_header(file: Path) -> dict[str, Any]:
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
@@ -644,6 +717,10 @@ class InferenceTasks:
             raise SystemExit(f"hermesd: {error}") from None
 
     def _performed(self, task: dict[str, Any]) -> dict[str, Any]:
+        if self._engine is None and task.get("gateway") and (told := through.generated(task)) is not None:
+            print(told["outputs"][0]["text"], flush=True)
+            self._tell("facts", state="gateway")
+            return told
         engine = self._ready(task)
         engine.timing = Timing(engine.timing.load_ms)
         asked = {name: task[name] for name in ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop")}

@@ -31,6 +31,10 @@ Json = Any
 SECTIONS = {
     "ledger": ("append", "producers", "replay"),
     "scheduling": ("planning", "lateness", "spawn", "python", "restart", "idle"),
+    "inference": ("inference",),
+    "gateway": ("gateway",),
+    "engines": ("engines",),
+    "upgrade": ("upgrades",),
 }
 PARTS = tuple(part for parts in SECTIONS.values() for part in parts)
 """Each is a module beside this one."""

@@ -61,7 +61,7 @@ def graph_of(jobs: list[dict[str, Json]]) -> Graph:
         name, known = raw["name"], alike[key]
         data = {**known, "job": name, "digest": f"{seq:032x}", "spec": {**known["spec"], "name": name}}
         record = Record(
-            seq, 1, seq, 0, text_of(START_MS), seq, "job.defined", 1, f"job/{name}", None, None, None, data, ""
+            seq, 1, seq, False, text_of(START_MS), seq, "job.defined", 1, f"job/{name}", None, None, None, data, ""
         )
         graph.merge(apply(graph, record), seq)
     return graph

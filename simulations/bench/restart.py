@@ -89,7 +89,8 @@ def _case(bench: Bench, turn: int, number: int, case: Case) -> tuple[int, float,
         records = watched.until("run.finished")
     started = next(record for record in records if record.type == "daemon.started")
     ended = next(record for record in records if record.type == "run.finished")
-    return ended.batch - started.batch, (ended.mt - started.mt) / 1e6, _is_true(ended, case)
+    batches = {record.batch for record in records if started.batch < record.batch <= ended.batch}
+    return len(batches), (ended.mt - started.mt) / 1e6, _is_true(ended, case)
 
 
 def _kill_tree(process: psutil.Process) -> None:

@@ -44,7 +44,7 @@ def measure(bench: Bench) -> list[Figure]:
             rate, records = _runs(daemon, watched, jobs, count)
             cpu_ms[0].append((daemon.cpu_s() - before_s) * 1000 / count)
             rates[0].append(rate)
-            syncs.append((records[-1].batch - records[0].batch + 1) / count)
+            syncs.append(len({record.batch for record in records}) / count)
     above_ms = [ours - theirs for ours, theirs in zip(*cpu_ms, strict=True)]
     at_once = f"posix_spawn, {CONCURRENCY} at once"
     name, scheduler = "durable command runs", _apscheduler(bench, count)

@@ -30,7 +30,7 @@ class Line(NamedTuple):
     end: int
     seq: int
     batch: int
-    remaining: int
+    more: bool
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,8 @@ def _lines(data: bytes) -> list[Line]:
     found, at = [], 0
     for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
         fields = json.loads(line)
-        found.append(Line(at, at + len(line), fields["seq"], fields["b"], fields["n"]))
+        seq, more = fields["seq"], "n" in fields and "of" not in fields
+        found.append(Line(at, at + len(line), seq, seq - fields.get("n", 1) + 1, more))
         at += len(line)
     return found
 

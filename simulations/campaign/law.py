@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import sys
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -50,10 +51,10 @@ def expected(case: Case) -> Expected:
         return Expected(plain(path) not in whole.files, everything, 0)
     if path not in whole.lines:
         return Expected(False, everything, 0)
-    kept, kept_bytes, kept_batch = 0, 0, 0
+    kept, kept_bytes = 0, 0
     for line in whole.lines[path]:
-        if line.end <= case.at and not line.remaining:
-            kept, kept_bytes, kept_batch = line.seq, line.end, line.batch
+        if line.end <= case.at and not line.more:
+            kept, kept_bytes = line.seq, line.end
     if path in whole.sealed or path != whole.last:
         # More behind the end of a finished segment was written by a process that had been superseded.
         return Expected(case.at < size, everything if case.at >= size else kept, kept_bytes)
@@ -62,14 +63,15 @@ def expected(case: Case) -> Expected:
     later = {line.batch for line in whole.lines[path] if line.start > case.at and case.way in FLIPS}
     if case.way == TAILS[-1]:
         later.add(_batch_of(case.data))
-    refused = kept < proven or max(later, default=0) > kept_batch + 1
+    refused = kept < proven or max(later, default=0) > kept + 1
     return Expected(refused, kept, kept_bytes)
 
 
 def _batch_of(data: bytes) -> int:
-    """The batch of the record of another chain at the end of `data`."""
-    at = data.rindex(b',"b":') + 5
-    return int(data[at : data.index(b",", at)])
+    """The seq of the first record of the batch of the record of another chain at the end of `data`."""
+    found = re.match(rb'{"seq":(\d+),(?:"n":(\d+),)?', data[data.rindex(b'{"seq":') :])
+    assert found is not None
+    return int(found[1]) - int(found[2] or 1) + 1
 
 
 def uphold(case: Case) -> None:
@@ -169,7 +171,7 @@ def _line_start(case: Case) -> int:
 def _is_unfinished(case: Case) -> bool:
     """Whether the damage hits a batch that had not been finished."""
     lines = case.whole.lines.get(case.path, ())
-    return case.path == case.whole.last and case.at >= max((li.end for li in lines if not li.remaining), default=0)
+    return case.path == case.whole.last and case.at >= max((li.end for li in lines if not li.more), default=0)
 
 
 _seals: Any = sys.modules["standalone_seals"]

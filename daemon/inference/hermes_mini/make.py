@@ -16,12 +16,14 @@ import json
 import math
 import os
 import random
+import re
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # two threads would merge their counts in any order
@@ -309,7 +311,26 @@ def check(folder: Path, recipe: Recipe) -> list[str]:
     return wrong
 
 
-def report(folder: Path, splits: Sequence[str]) -> None:
+def families_in(file: Path) -> list[corpus.Family]:
+    """Families in the form of triage.txt, which stands here once more because corpus.py is part of its own digest."""
+    found: list[corpus.Family] = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if match := re.fullmatch(r"\[([\w-]+)\] ([\w -]+?) / (\w+)", line):
+            name, formats, split = match.groups()
+            found.append(corpus.Family(name, split, tuple(formats.split()), ()))
+        elif line and not line.startswith("#"):
+            message = corpus.Message(*line.split(" ", 2))
+            found[-1] = replace(found[-1], messages=(*found[-1].messages, message))
+    return found
+
+
+def report(folder: Path, splits: Sequence[str], lines: Path | None) -> None:
+    families = families_in(lines) if lines else []
+    for split in dict.fromkeys(family.split for family in families):
+        rng = Random(f"{split} {SEED}")
+        of = [family for family in families if family.split == split]
+        examples = [corpus._triage_example(rng, family, message, split) for family in of for message in family.messages]
+        show(split, measure(folder, examples))
     for split in splits:
         examples = corpus.elsewhere() if split == "elsewhere" else corpus.measuring(SEED, split)
         show(split, measure(folder, examples))
@@ -321,6 +342,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=FOLDER, help="where the model goes (default: into the package)")
     parser.add_argument("--check", action="store_true", help="make nothing: check the model there and show its figures")
     parser.add_argument("--splits", nargs="+", default=["heldout", "elsewhere"], help="what to measure on")
+    parser.add_argument("--lines", type=Path, help="measure on the families of this file, too")
     asked = parser.parse_args()
     recipe, began = Recipe(), time.monotonic()
     if not asked.check:
@@ -330,7 +352,7 @@ def main() -> int:
     wrong = check(asked.out, recipe)
     for line in wrong:
         print(line, file=sys.stderr)
-    report(asked.out, asked.splits)
+    report(asked.out, asked.splits, asked.lines)
     return 1 if wrong else 0
 
 

@@ -1,0 +1,1 @@
+"""The HTTP gateway: a process of its own that keeps the engines and answers OpenAI-compatible requests."""
