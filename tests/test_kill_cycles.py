@@ -3,8 +3,8 @@
 What is held against the ledger comes from elsewhere: answers that clients were given, lines that the runs themselves
 wrote, the exit statuses that the jobs are known to have, the grid of the schedules, the process table.
 
-HERMES_KILL_CYCLES: how many (60 unless told; `make kills` asks for 200). HERMES_KILL_SEED: the one a failure printed, for the same moments and
-requests; what the machine makes of them is not repeatable.
+HERMES_KILL_CYCLES: how many (60 unless told; `make kills` asks for 200). HERMES_KILL_SEED: the one a failure printed,
+for the same moments and requests; what the machine makes of them is not repeatable.
 """
 
 from __future__ import annotations
