@@ -194,13 +194,15 @@ def test_a_daemon_killed_while_it_tells_tells_again_and_once_is_enough_where_the
 
 
 def test_a_daemon_killed_before_it_could_tell_leaves_the_wish_to_the_next(tmp_path: Path, receiver: Receiver) -> None:
-    home = home_with(tmp_path, bad={"shell": "sleep 1; exit 3", "notify": {"webhook": f"{receiver.url}/fine"}})
+    wait = 'cd "$HERMESD_HOME"; while [ ! -e go ]; do sleep 0.05; done; touch gone; exit 3'
+    home = home_with(tmp_path, bad={"shell": wait, "notify": {"webhook": f"{receiver.url}/fine"}})
     with Foreground(home) as daemon:
         hermesd("start", "bad", "--home", home)
         until(lambda: row(home, "bad")["state"] == "running", "it runs")
         daemon.kill()
     assert not receiver.posts
-    time.sleep(1.2)  # The run ends while nobody looks.
+    (home / "go").touch()
+    until((home / "gone").exists, "the run ends while nobody looks")
     with Foreground(home):
         until(lambda: receiver.to("/fine"), "it is told")
     assert row(home, "bad")["reason"] == "exit status 3"
