@@ -218,30 +218,8 @@ def decode(line: bytes) -> Record:
 def record_of(line: bytes, digest: str) -> Record:
     """The record of a line already checked. Unsound if the fields are not those of a record."""
     try:
-        fields = loads(line)
-        get = fields.get
-        seq, number, count = fields["seq"], get("n", 1), get("of")
-        if count is not None and count != number:
-            raise Unsound(f"the record is number {number} and the last of a batch of {count}")
-        return _new(
-            Record,
-            (
-                seq,
-                fields["ep"],
-                seq - number + 1,
-                count is None and "n" in fields,
-                fields["ts"],
-                fields["mt"] * 1000,
-                fields["type"],
-                get("tv", 1),
-                fields["subject"],
-                get("id"),
-                get("cause"),
-                get("corr"),
-                fields["data"],
-                digest,
-            ),
-        )
+        (record,) = _made([loads(line)], [digest])
+        return record
     except JSONDecodeError as error:
         raise Unsound(f"the line is not JSON ({error})") from None
     except KeyError as error:
@@ -256,7 +234,7 @@ def records_of(lines: Sequence[bytes], digests: Sequence[bytes]) -> list[Record]
     try:
         told = loads(b"[%b]" % b",".join(lines))
         records = _made(told, [digest.decode() for digest in digests])
-    except (JSONDecodeError, KeyError, TypeError, ValueError):
+    except (JSONDecodeError, KeyError, TypeError, ValueError, Unsound):
         return []
     return records
 
@@ -276,7 +254,7 @@ def _made(told: list[dict[str, Any]], hashes: list[str]) -> list[Record]:
         get = fields.get
         seq, number, count = fields["seq"], get("n", 1), get("of")
         if count is not None and count != number:
-            raise ValueError(seq)
+            raise Unsound(f"the record is number {number} and the last of a batch of {count}")
         records.append(
             _new(
                 Record,

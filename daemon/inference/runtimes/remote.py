@@ -12,6 +12,7 @@ import math
 import queue
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +53,7 @@ class Call:
     response: Any = None
 
 
-class Remote:
+class Remote(ABC):
     """A Runtime over a server. What differs between servers is in `calls`, `lines` and `heard`."""
 
     runtime = ""
@@ -99,16 +100,17 @@ class Remote:
 
     # What a server is like
 
+    @abstractmethod
     def calls(self, request: Generation) -> Iterator[tuple[str, tuple[int, ...], dict[str, Json]]]:
         """The calls that make the request: path, choices, body."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lines(self, line: str) -> Json:
         """What a line of the stream holds; None for nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def heard(self, call: Call, message: Json) -> list[Said]:
-        raise NotImplementedError
+        """What the driver is told of it."""
 
     # What a driver calls
 
@@ -158,8 +160,8 @@ class Remote:
                 self._leave(call)
         return said
 
-    def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        raise NotImplementedError
+    @abstractmethod
+    def embed(self, texts: Sequence[str]) -> list[list[float]]: ...
 
     def tokenize(self, request: Generation) -> list[int]:
         if request.tokens is not None:
