@@ -132,7 +132,7 @@ def told_of(home: Path) -> None:
     shown = hermesd("upgrade", "status", "--home", home).stdout
     assert "rolled back" in shown
     why = answer("upgrade", "why", "bad", "--home", home)
-    assert [one["step"] for one in why["steps"]] == ["fetch", "apply", "rollback", "clean"]
+    assert [one["step"] for one in why["steps"]] == ["fetch", "apply", "verify", "rollback", "clean"]
     assert why["planned"]["parts"]
     text = hermesd("upgrade", "why", "bad", "--home", home).stdout
     assert "verify failed: exit status 1" in text

@@ -60,7 +60,10 @@ class Daemon:
             cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         assert self.process.stdout is not None
-        assert b"is ready" in (line := self.process.stdout.readline()), line
+        if b"is ready" not in (line := self.process.stdout.readline()):
+            said, _ = self.process.communicate(timeout=60)
+            left = [(one.pid, one.cmdline()) for one in of_home(home)]
+            raise AssertionError(f"the daemon did not start: {(line + said).decode()}\nstill there: {left}")
 
     def kill(self, *, workers: bool) -> None:
         self.process.send_signal(signal.SIGKILL)

@@ -192,29 +192,44 @@ def why(call: Call, key: str) -> int:
         raise Failure(Exit.UNKNOWN, f"nothing has been decided about {key} yet", do="`hermesd upgrade plan` looks now")
     run_name = found[-1].data["run"]
     mine = [record for record in found if record.data["run"] == run_name]
-    plans = reading.search(Wanted(subject=lambda it: it == f"run/{run_name}"))
-    planned = next((record for record, _ in plans if _is_plan_of(record, run_name)), None)
+    steps = f"run/{run_name}.repo-{key}."
+
+    def of_run(subject: str) -> bool:
+        return subject == f"run/{run_name}" or subject.startswith(steps)
+
+    about = [record for record, _ in reading.search(Wanted(subject=of_run)) if of_run(record.subject)]
+    planned = next((record for record in about if record.type == "upgrade.planned"), None)
     row = next((row for row in planned.data["repos"] if row["key"] == key), None) if planned else None
     story = {
         "key": key, "run": run_name, "planned": row, "gate": planned.data["gate"] if planned else [],
         "decision_hash": planned.data["decision_hash"] if planned else "",
         "federation": planned.data["federation"].get(key) if planned else None,
         "probe": next((it.data["facts"] for it in mine if it.type == "upgrade.probed"), None),
-        "steps": [{"at": it.ts, **it.data["facts"]} for it in mine if it.type == "upgrade.stepped"],
+        "steps": [step for it in sorted(mine + about, key=lambda it: it.seq) if (step := _step(it, steps))],
         "settled": next((it.data for it in mine if it.type == "upgrade.settled"), None),
     }  # fmt: skip
     if call.json:
         show.json(story)
     else:
-        _show_story(call, story, mine)
+        _show_story(call, story)
     return Exit.FINE
 
 
-def _is_plan_of(record: Record, run: str) -> bool:
-    return record.type == "upgrade.planned" and bool(record.data["run"] == run)
+def _step(record: Record, runs: str) -> Json | None:
+    """A step of git's tells what it found; canary and verify are the user's commands, and end as any run does."""
+    if record.type == "upgrade.stepped":
+        facts: Json = record.data["facts"]
+        return {"ts": record.ts, "how": f"at the {facts['at']} commit" if facts["ok"] else "", **facts}
+    step = record.subject.removeprefix(runs).partition("-")[0]
+    if record.type != "run.finished" or step not in ("canary", "verify"):
+        return None
+    outcome, reason = record.data["outcome"], record.data["reason"]
+    ok = outcome == "succeeded"
+    how = "passed" if ok else ""
+    return {"ts": record.ts, "step": step, "ok": ok, "how": how, "problem": "" if ok else outcome, "words": reason}
 
 
-def _show_story(call: Call, story: Json, mine: list[Record]) -> None:
+def _show_story(call: Call, story: Json) -> None:
     settled, row = story["settled"], story["planned"]
     print(f"{story['key']} in run {story['run']}")
     pairs: list[tuple[str, object]] = []
@@ -233,11 +248,9 @@ def _show_story(call: Call, story: Json, mine: list[Record]) -> None:
     for role, remote in (story["probe"] or {}).get("remotes", {}).items():
         well = remote["ref"][:12] if remote["ref"] else "-"
         pairs.append((role, f"{remote['failure']}: {remote['words']}" if remote["failure"] else f"offers {well}"))
-    for record in mine:
-        if record.type == "upgrade.stepped":
-            facts = record.data["facts"]
-            how = f"at the {facts['at']} commit" if facts["ok"] else f"{facts['problem']}: {facts['words']}"
-            pairs.append((facts["step"], f"{how}  ({show.moment(record.ts, call.zone)})"))
+    for step in story["steps"]:
+        how = step["how"] or f"{step['problem']}: {step['words']}"
+        pairs.append((step["step"], f"{how}  ({show.moment(step['ts'], call.zone)})"))
     show.facts(pairs)
 
 

@@ -306,7 +306,8 @@ def _weigh(
                 remote |= {"failure": "corrupt", "words": words}
                 continue
         before = known.get(role)
-        gone = before and not strategy.startswith("tag:") and git.commit(before) and not git.contains(ref, before)
+        moved = bool(before) and before != ref and not strategy.startswith("tag:")
+        gone = moved and git.commit(str(before)) and not git.contains(ref, str(before))
         if gone and (base is None or not git.contains(ref, base)):
             words = f"its history does not contain {str(before)[:12]}, which it offered before"
             remote |= {"failure": "rewritten-history", "words": words, "contains_base": False}
@@ -314,9 +315,9 @@ def _weigh(
         if base is None:
             continue
         if not reference:
-            done = git("merge-base", base, ref)
-            reference = done.text if done.ok else base
-        remote["contains_base"] = git.contains(ref, reference)
+            done = git("merge-base", base, ref) if ref != base else None
+            reference = done.text if done is not None and done.ok else base
+        remote["contains_base"] = ref == reference or git.contains(ref, reference)
         if ref not in weighed:
             weighed[ref] = _standing(git, base, ref)
         remote |= weighed[ref]
