@@ -5,15 +5,11 @@ A broken file breaks its own jobs and no others.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import orjson
 
 from daemon.document import FieldPath, Marks, Unreadable, read_document
 from policies import adoption, catalog
@@ -148,12 +144,3 @@ def accepted(loaded: Loaded, folder: Path) -> tuple[dict[str, adoption.Accepted]
         for p in loaded.problems
     ]  # fmt: skip
     return jobs, problems
-
-
-if __name__ == "__main__":
-    # As `daemon.jobloader` starts it: FOLDER ZONE; the answer is one JSON object.
-    jobs_folder = Path(sys.argv[1])
-    answer = orjson.dumps(accepted(load(jobs_folder, sys.argv[2]), jobs_folder), default=tuple)
-    # A daemon that was killed meanwhile wants no answer.
-    with contextlib.suppress(BrokenPipeError), open(1, "wb", buffering=0, closefd=False) as output:
-        output.write(answer)

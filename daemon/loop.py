@@ -39,7 +39,7 @@ from policies.survey import Candidate
 from policies.upgrade import saga
 from state import snapshot, views
 from state.events import draft
-from state.graph import WITH_PROCESS, Graph, Redacted, Run, is_container
+from state.graph import OVER, WITH_PROCESS, Graph, Redacted, Run, is_container
 from state.projector import apply
 
 Json = Any
@@ -143,7 +143,7 @@ class Doors:
     outputs: Outputs
     arrivals: Arrivals
     requests: Callable[[], Sequence[Asked]]
-    jobs: Callable[[], tuple[Mapping[str, adoption.Accepted], list[adoption.Problem]]]
+    jobs: Callable[[], tuple[Mapping[str, adoption.Accepted | adoption.Unread], list[adoption.Problem]]]
     """What the job files say, as last read."""
     policy: Callable[[], tuple[SchedulingPolicy, str]]
     """The policy in force and what is wrong with the override ("" if nothing; then it is the last good one)."""
@@ -410,26 +410,9 @@ class Loop:
 
     def _act(self, recorded: list[Record]) -> None:
         """Carry out what is durable, and nothing else."""
-        for record in recorded:
-            if record.type == "plan.decided":
-                for decided in record.data["decisions"]:
-                    if decided["verdict"] == "started":
-                        self._start(decided["run"], decided["attempt"])
-            elif record.type == "run.stopping":
-                run = self.graph.run(record.data["run"])
-                if run is not None and run.state == "stopping" and not is_container(run.spec):
-                    self.doors.spawner.stop(run.name, run.attempt, force=record.data["force"])
-            elif record.type == "run.adopted":
-                run = self.graph.run(record.data["run"])
-                if run is not None and run.state == "stopping":  # The signal may have been ordered and not sent.
-                    self.doors.spawner.stop(run.name, run.attempt, force=run.forced)
-            elif record.type == "run.finished":
-                if (left := self._checks.over(record.data["run"], record.data["attempt"])) is not None:
-                    self._forgotten.append(left)
-            elif record.type in ("notice.delivered", "notice.failed"):
-                self._errands.over(MARK + record.data["notice"])
-            elif record.type == "artifact.redacted":
-                self._redact(record.data["runs"], record.data["digests"])
+        with self.doors.spawner.together():
+            for record in recorded:
+                self._carry_out(record)
         for key, token in list(self._published.items()):
             lease = self.graph.leases.get(key)
             if lease is None or lease.token != token:
@@ -442,6 +425,32 @@ class Loop:
             asked.answer(answer)
         self._answers.clear()
         self._view_dirty = self._view_dirty or bool(recorded)
+
+    def _carry_out(self, record: Record) -> None:
+        if record.type == "plan.decided":
+            for decided in record.data["decisions"]:
+                if decided["verdict"] == "started":
+                    self._start(decided["run"], decided["attempt"])
+        elif record.type == "run.stopping":
+            run = self.graph.run(record.data["run"])
+            if run is not None and run.state == "stopping" and not is_container(run.spec):
+                self.doors.spawner.stop(run.name, run.attempt, force=record.data["force"])
+        elif record.type == "run.adopted":
+            run = self.graph.run(record.data["run"])
+            if run is not None and run.state == "stopping":  # The signal may have been ordered and not sent.
+                self.doors.spawner.stop(run.name, run.attempt, force=run.forced)
+        elif record.type == "run.finished":
+            name, attempt = record.data["run"], record.data["attempt"]
+            if (left := self._checks.over(name, attempt)) is not None:
+                self._forgotten.append(left)
+            run = self.graph.run(name)
+            # A step's folder is named to the steps behind it.
+            if run is not None and run.state in OVER and not run.parent and not record.data["outputs"]:
+                self.doors.spawner.recorded(name, attempt)
+        elif record.type in ("notice.delivered", "notice.failed"):
+            self._errands.over(MARK + record.data["notice"])
+        elif record.type == "artifact.redacted":
+            self._redact(record.data["runs"], record.data["digests"])
 
     def _go_on_errands(self, now: Now) -> None:
         """Tell those who are to be told, and look at what runs have left. Not while nothing can be recorded."""
@@ -503,7 +512,7 @@ class Loop:
 
     def _adopt_policy(self, now: Now) -> None:
         if self.graph.policy.digest != self.policy.digest():
-            data = {"digest": self.policy.digest(), "policy": self.policy.model_dump()}
+            data = {"digest": self.policy.digest(), "policy": self.policy.values()}
             self._stage(draft("policy.adopted", "policy/scheduling", data), now)
         if self._policy_problem and self.graph.policy.rejected != self._policy_problem:
             data = {"source": "policies/scheduling.yaml", "message": self._policy_problem}
@@ -601,6 +610,9 @@ class Loop:
             unmet=unmet,
             jitter_percent=self.policy.retry_jitter_percent,
         )
+        left: Mapping[str, Json] | None = {} if unstarted else report.outputs
+        if left is None:
+            left = outputs.measure(run.name, run.attempt)
         event = finished(
             run,
             verdict.outcome,
@@ -610,7 +622,7 @@ class Loop:
             retry_at=None if verdict.retry_at_ms is None else text_of(verdict.retry_at_ms),
             cpu_ms=report.cpu_ms,
             rss_kib=report.rss_kib,
-            outputs={} if unstarted else outputs.measure(run.name, run.attempt),
+            outputs=left,
             **used,
         )
         if run.spec.get("kind") == "git":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -102,6 +103,7 @@ class Ended:
     cpu_ms: int | None = None
     rss_kib: int | None = None
     note: str = ""  # what people should know: "output truncated", "3 left-over processes were killed"
+    outputs: Mapping[str, Json] | None = None  # what it left, as `Outputs.measure` would tell; None where nobody looked
 
 
 Report = Began | Ended
@@ -116,12 +118,20 @@ class Spawner(Protocol):
         """Begin the attempt, or find that it has begun already: starting the same attempt twice, even from two daemons
         one after the other, runs it once. Reports follow by `collect`. SpawnError if it cannot be started."""
 
+    def together(self) -> AbstractContextManager[None]:
+        """What is started within begins, all of it at once, by the end of it: a process is woken once and not for each
+        attempt."""
+
     def resume(self, order: Order, pid: int | None, started: int | None) -> None:
         """After a restart: take up an attempt that an earlier daemon granted. What became of it follows by `collect`:
         Began if it lives (or if it never began and is begun now), Ended if it is over."""
 
     def stop(self, run: str, attempt: int, *, force: bool) -> None:
         """SIGTERM (force: SIGKILL) to the attempt's whole process tree. Its Ended follows by `collect`."""
+
+    def recorded(self, run: str, attempt: int) -> None:
+        """The end of this attempt is durable, it left nothing, and no other attempt of its run will come: what was kept
+        so that its end could still be told may go."""
 
     def collect(self) -> list[Report]:
         """What has happened since the last call, in order; never waits."""

@@ -10,10 +10,7 @@ import platform
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
-
-import yaml
-from pydantic import ValidationError
+from typing import Any
 
 from daemon import notify, resources
 from daemon.arrivals import Lookout
@@ -21,26 +18,22 @@ from daemon.auditor import Auditor
 from daemon.control import Asked, ControlServer, Request, done, take
 from daemon.gateway_watch import GatewayWatch
 from daemon.heartbeat import Heart
-from daemon.home import Home, Settings
-from daemon.jobloader import JobLoader
+from daemon.home import Home, HomeError, InForce
 from daemon.leases import LeaseFolder, Me
+from daemon.loader import Loader
 from daemon.loop import Doors, Loop
 from daemon.order import Surroundings, models_of
 from daemon.outputs import OutputFolder
 from daemon.ports import SpawnError
 from daemon.reading import replaying
 from daemon.system import OsDisk, SystemClock
-from daemon.version import ROOT, code_digest, tzdb_version, version
-from daemon.wake import Waker
+from daemon.version import code_digest, tzdb_version, version
+from daemon.wake import CannotWatch, Waker
 from daemon.workers.preflight import preflight
 from daemon.workers.spawner import PosixSpawner
 from ledger.segment import Writer
-from policies.policy import SchedulingPolicy, adopt
-from policies.upgrade.policy import UpgradePolicy
-from policies.upgrade.policy import adopt as adopt_upgrades
 
 Json = Any
-P = TypeVar("P")
 
 HOUSEKEEPING_S = 60.0
 _COLLECT = (20_000, 20, 50)
@@ -48,50 +41,14 @@ _COLLECT = (20_000, 20, 50)
 a fifth of its time."""
 
 
-class PolicyFile(Generic[P]):
-    """A policy in force: the defaults that come with Hermes, and the home's override as long as it is legal."""
-
-    def __init__(self, folder: Path, name: str, adopt: Callable[[Mapping[str, Json], Mapping[str, Json]], P]) -> None:
-        self._path, self._adopt = folder / name, adopt
-        self._defaults = yaml.safe_load((ROOT / "policies" / "defaults" / name).read_text())
-        self._good = adopt(self._defaults, {})
-
-    def read(self) -> tuple[P, str]:
-        """The policy, and what is wrong with the override; then the last good one stays."""
-        try:
-            override = yaml.safe_load(self._path.read_text(encoding="utf-8")) or {}
-            if not isinstance(override, dict):
-                return self._good, f"{self._path}: a policy is written as `name: value`, one a line"
-            self._good = self._adopt(self._defaults, override)
-        except FileNotFoundError:
-            self._good = self._adopt(self._defaults, {})
-        except ValidationError as error:
-            first = error.errors()[0]
-            known = ", ".join(self._defaults)
-            field = ".".join(map(str, first["loc"]))
-            return self._good, f"{self._path}: {field}: {first['msg']}; the names are {known}"
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            return self._good, f"{self._path}: {' '.join(str(error).split())}"
-        return self._good, ""
-
-
-def scheduling_policy(home: Home) -> PolicyFile[SchedulingPolicy]:
-    return PolicyFile(home.policies, "scheduling.yaml", adopt)
-
-
-def upgrade_policy(home: Home) -> PolicyFile[UpgradePolicy]:
-    return PolicyFile(home.policies, "upgrades.yaml", adopt_upgrades)
-
-
-def environment(settings: Settings) -> dict[str, str]:
+def environment(settings: InForce) -> dict[str, str]:
     """The clean environment of every run: what the settings let through, and nothing else of the daemon's own."""
     given = {name: os.environ[name] for name in settings.environment if name in os.environ}
     return {"PATH": os.defpath, "HOME": str(Path.home()), "LANG": "C.UTF-8"} | given
 
 
-def surroundings(home: Home, settings: Settings) -> Surroundings:
-    named = {name: str(path) for name, path in settings.models.items()}
-    models = models_of(home.path, named, Path.home())
+def surroundings(home: Home, settings: InForce) -> Surroundings:
+    models = models_of(home.path, settings.models, Path.home())
     return Surroundings(home.path, Path.home(), environment(settings), models, str(home.path / "gateway.sock"))
 
 
@@ -100,6 +57,10 @@ def _give_back_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECT)
+    _trim()
+
+
+def _trim() -> None:
     with contextlib.suppress(OSError, AttributeError):  # a C library without it keeps what it has
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -109,19 +70,28 @@ class Daemon:
 
     def __init__(self, home: Home) -> None:
         self.home = home
-        self.settings = home.settings()
         self.clock = SystemClock()
         self.waker = Waker()
         self.spawner = PosixSpawner(self.waker.watch, self.waker.unwatch)
-        self._loader = JobLoader(
-            home.jobs, self.settings.timezone, self.waker.watch, self.waker.unwatch, lambda: self.waker.poke("jobs")
-        )
+        self._loader = Loader(home, self.waker.watch, self.waker.unwatch, self._written_again)
+        try:
+            # Before anything is read: what changes while we read must be told of.
+            for folder, reason in (
+                (home.jobs, "job files"),
+                (home.policies, "policy files"),
+                (home.leases, "leases"),
+                (home.inbox, "inbox"),
+            ):
+                self.waker.watch_folder(folder, reason)
+            self.settings = self._loader.settings()
+        except (CannotWatch, HomeError):
+            self.waker.close()
+            raise
         self._auditor = Auditor(home.path)
         self._gateway = GatewayWatch(
-            home.path, self.settings.gateway is not None, self.waker.watch, self.waker.unwatch, self._boot_ms
+            home.path, self.settings.gateway, self.waker.watch, self.waker.unwatch, self._boot_ms
         )
         self._lookout = Lookout(Path.home(), self.clock, self.waker)
-        self._upgrades: PolicyFile[UpgradePolicy] | None = None
         self._asked: list[Asked] = []
         self._control: ControlServer | None = None
         pid = os.getpid()
@@ -135,7 +105,7 @@ class Daemon:
             arrivals=self._lookout,
             requests=self._requests,
             jobs=self._loader.found,
-            policy=scheduling_policy(home).read,
+            policy=self._loader.policy,
             upgrades=self._upgrade_policy,
             resources=lambda: resources.sample(home.path),
             preflight=preflight,
@@ -162,14 +132,6 @@ class Daemon:
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until told to stop. The ledger's errors, AlreadyRunning and HomeError come through."""
         self.waker.watch_signals()
-        # Before anything is read: what changes while we read must be told of.
-        for folder, reason in (
-            (self.home.jobs, "job files"),
-            (self.home.policies, "policies"),
-            (self.home.leases, "leases"),
-            (self.home.inbox, "inbox"),
-        ):
-            self.waker.watch_folder(folder, reason)
         with replaying():
             self.loop.begin()
         self._control = ControlServer(self.home.path, self.waker)
@@ -179,11 +141,14 @@ class Daemon:
             self.waker.every(interval_s, "watchdog")
         self._take_inbox()
         self._gateway.begin()
-        reasons = frozenset({"start", "policies"})  # The loop has read the policy before this watched its file.
+        reasons = frozenset({"start"})
         told_ready = False
         while "stop" not in reasons:
+            read_again = "jobs" in reasons
             while self.loop.tick(reasons):
                 reasons = frozenset()
+            if read_again:
+                _trim()
             if not told_ready:
                 told_ready = True
                 _give_back_memory()
@@ -228,19 +193,21 @@ class Daemon:
             for folder, reason in ((self.home.jobs, "job files"), (self.home.leases, "leases")):
                 folder.mkdir(mode=0o700, exist_ok=True)
                 self.waker.watch_folder(folder, reason)
-        if reasons & {"job files", "reload"}:
+        if reasons & {"job files", "policy files", "reload"}:
             self._loader.again()
         if "inbox" in reasons:
             self._take_inbox()
 
     def _upgrade_policy(self) -> Mapping[str, Json]:
-        """Read when an upgrade is planned, and never in a home that has none."""
-        self._upgrades = self._upgrades or upgrade_policy(self.home)
-        policy, problem = self._upgrades.read()
+        policy, problem = self._loader.upgrades()
         self.loop.problems.pop("upgrade policy", None)
         if problem:
             self.loop.problems["upgrade policy"] = problem
-        return policy.values()
+        return policy
+
+    def _written_again(self) -> None:
+        self.waker.note("jobs")
+        self.waker.note("policies")
 
     def _boot_ms(self) -> int:
         return self.clock.now().boot_ms

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import logging
 import os
 import selectors
 import signal
@@ -19,16 +18,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from apscheduler.executors.debug import DebugExecutor
-from apscheduler.job import Job
-from apscheduler.jobstores.base import JobLookupError
-from apscheduler.schedulers.background import BackgroundScheduler
-from apscheduler.triggers.base import BaseTrigger
 from watchdog.events import (
     EVENT_TYPE_DELETED,
     DirCreatedEvent,
@@ -82,25 +77,20 @@ class Waker:
         os.set_blocking(self._poked, False)
         os.set_blocking(self._poker, False)
         self.watch(self._poked, self._drain)
-        logging.getLogger("apscheduler").setLevel(logging.WARNING)
-        self._scheduler = BackgroundScheduler(
-            timezone=UTC,
-            executors={"default": DebugExecutor()},
-            job_defaults={"misfire_grace_time": None, "coalesce": True},
-        )
-        self._scheduler.start()
         self._deadline_ms: int | None = None
-        self._intervals: list[tuple[Job, timedelta]] = []
+        self._intervals: list[_Interval] = []
+        self._stirred: deque[_Folder] = deque()
+        self._restless: list[_Folder] = []
         self._observer: Any = None
         self._folders: dict[tuple[str, str], tuple[_Folder, ObservedWatch, tuple[int, int]]] = {}
         self._signals: dict[int, Any] = {}
         self._wakeup_fd = -1
-        self._clock = _KernelTimer.made()
-        self._timer: Job | None = None
-        if self._clock is None:
-            self._timer = self._add_job(self._timer_fired, None)
+        self._timer: _KernelTimer | _ThreadTimer
+        if (clock := _KernelTimer.made()) is not None:
+            self._timer = clock
+            self.watch(clock.fd, lambda: self._clock_told(clock))
         else:
-            self.watch(self._clock.fd, self._clock_told)
+            self._timer = _ThreadTimer(self._timer_fired)
 
     def watch(self, fd: int, on_ready: Callable[[], None], *, write: bool = False) -> None:
         """Call `on_ready` from `wait` whenever `fd` can be read (`write`: written); replaces an earlier callback."""
@@ -131,20 +121,26 @@ class Waker:
 
     def wait(self) -> None:
         """Block until a descriptor is ready or a reason is raised, and run the callbacks of what is ready."""
-        timeout = 0.0 if self._reasons else _CLOCK_LOOK_S if self._clock is None else None
-        for key, events in self._selector.select(timeout):
-            for event in (selectors.EVENT_READ, selectors.EVENT_WRITE):
-                # A callback may have taken away what was ready when `select` returned, or given its number to another.
-                known = self._selector.get_map().get(key.fd)
-                if events & event and known is not None and known.data is key.data and event in known.data:
-                    known.data[event]()
-        self._look_at_clock()
+        called = False
+        while True:
+            for key, events in self._selector.select(0.0 if self._reasons else self._patience_s()):
+                for event in (selectors.EVENT_READ, selectors.EVENT_WRITE):
+                    # A callback may have taken away what was ready when `select` returned, or given its number to
+                    # another.
+                    known = self._selector.get_map().get(key.fd)
+                    if events & event and known is not None and known.data is key.data and event in known.data:
+                        known.data[event]()
+                        called = called or key.fd != self._poked
+            self._look_at_clock()
+            self._look_at_intervals()
+            self._look_at_folders()
+            if called or self._reasons:
+                return
 
     def poke(self, reason: str) -> None:
         """Raise `reason` and end the wait. Safe from any thread and from a signal handler."""
         self._reasons.append(reason)
-        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well as one more byte would
-            os.write(self._poker, b"\0")
+        self._write()
 
     def note(self, reason: str) -> None:
         """Raise `reason` from the thread that waits: its next wait ends at once, and costs no byte in the pipe."""
@@ -162,18 +158,11 @@ class Waker:
         """Raise "timer" once at this instant (at once if it has passed; None: never), replacing the earlier one."""
         if wall_ms != self._deadline_ms:
             self._deadline_ms = wall_ms
-            at_ms = _NEVER_MS if wall_ms is None else min(wall_ms, _NEVER_MS)
-            if self._clock is not None:
-                self._clock.arm(at_ms)
-            elif self._timer is not None:
-                self._timer.modify(
-                    next_run_time=_NEVER if at_ms == _NEVER_MS else datetime.fromtimestamp(at_ms / 1000, UTC)
-                )
+            self._timer.arm(_NEVER_MS if wall_ms is None else min(wall_ms, _NEVER_MS))
 
     def every(self, seconds: float, reason: str) -> None:
-        """Raise `reason` again and again, `seconds` apart."""
-        interval = timedelta(seconds=seconds)
-        self._intervals.append((self._add_job(lambda: self.poke(reason), interval), interval))
+        """Raise `reason` again and again, `seconds` apart. What a sleeping host missed is not made up for."""
+        self._intervals.append(_Interval(reason, seconds, time.monotonic() + seconds))
 
     def watch_signals(self) -> None:
         """SIGTERM and SIGINT raise "stop", SIGHUP raises "reload", until `close`. Only in the main thread."""
@@ -218,7 +207,7 @@ class Waker:
         """Forget a watched folder. No error if it is not watched."""
         known = self._folders.pop((str(path), reason), None)
         if known is not None:
-            known[0].forget()
+            known[0].forgotten = True
             with contextlib.suppress(KeyError):  # the observer drops the watch of a folder that is gone by itself
                 self._observer.unschedule(known[1])
 
@@ -232,20 +221,44 @@ class Waker:
         if self._observer is not None:
             self._observer.stop()
             self._observer.join()
-        self._scheduler.shutdown()
+        self._timer.close()
         self._selector.close()
         for fd in (self._poked, self._poker):
             os.close(fd)
-        if self._clock is not None:
-            self._clock.close()
 
-    def _add_job(self, run: Callable[[], None], interval: timedelta | None) -> Job:
-        first = _NEVER if interval is None else datetime.now(UTC) + interval
-        return self._scheduler.add_job(run, _Again(interval), next_run_time=first)
+    def stirred(self, folder: _Folder) -> None:
+        """Something has changed there. Safe from any thread; raises no reason yet."""
+        self._stirred.append(folder)
+        self._write()
 
-    def _timer_fired(self) -> None:
-        self._deadline_ms = None  # before the poke: the loop may set the same instant again
-        self.poke(TIMER)
+    def _patience_s(self) -> float | None:
+        """How long there is nothing to do here unless something happens."""
+        # Counted on the clock that `select` waits on: it does not jump, and stands still while the host sleeps.
+        until_s = [interval.next_s for interval in self._intervals]
+        until_s += [folder.quiet_at_s() for folder in self._restless]
+        waits_s = [max(0.0, at_s - time.monotonic()) for at_s in until_s]
+        if not self._timer.tells_of_jumps:
+            waits_s.append(_CLOCK_LOOK_S)
+        return min(waits_s, default=None)
+
+    def _look_at_intervals(self) -> None:
+        now_s = time.monotonic()
+        for interval in self._intervals:
+            if interval.next_s <= now_s:
+                interval.next_s = now_s + interval.seconds
+                self.note(interval.reason)
+
+    def _look_at_folders(self) -> None:
+        while self._stirred:
+            self._restless.append(self._stirred.popleft())
+        now_s = time.monotonic()
+        for folder in [folder for folder in self._restless if folder.quiet_at_s() <= now_s]:
+            self._restless.remove(folder)
+            folder.tell()
+
+    def _write(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well as one more byte would
+            os.write(self._poker, b"\0")
 
     def _drain(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -255,53 +268,40 @@ class Waker:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.poke(SIGNALS[signal.Signals(number)])
 
-    def _clock_told(self) -> None:
-        assert self._clock is not None
+    def _timer_fired(self) -> None:
+        self._deadline_ms = None  # before the poke: the loop may set the same instant again
+        self.poke(TIMER)
+
+    def _clock_told(self, clock: _KernelTimer) -> None:
         try:
-            self._clock.read()
+            clock.read()
         except BlockingIOError:
             return
         except OSError:  # ECANCELED: the clock was set, or the host woke from sleep.
-            self._clock.arm(_NEVER_MS if self._deadline_ms is None else min(self._deadline_ms, _NEVER_MS))
-            # A step too small for "clock" still moved the instants that the scheduler's thread counted its wait from.
-            self._scheduler.wakeup()
+            clock.arm(_NEVER_MS if self._deadline_ms is None else min(self._deadline_ms, _NEVER_MS))
         else:
             self._deadline_ms = None
-            self._clock.arm(_NEVER_MS)
+            clock.arm(_NEVER_MS)
             self.note(TIMER)
 
     def _look_at_clock(self) -> None:
-        """The scheduler counts its waits on a clock that stands still in sleep and does not see the wall clock jump:
-        after either, its waits are wrong. Count them anew; the intervals from now, or a clock set back a day would
-        stop the housekeeping for a day."""
         offset_s = self._offset_now()
-        if abs(offset_s - self._offset_s) < _CLOCK_STEP_S:
-            return
-        self._offset_s = offset_s
-        now = datetime.now(UTC)
-        for job, interval in self._intervals:
-            job.modify(next_run_time=now + interval)
-        for folder, _, _ in self._folders.values():
-            folder.tell_soon()
-        self._scheduler.wakeup()
-        self.poke(CLOCK)
+        if abs(offset_s - self._offset_s) >= _CLOCK_STEP_S:
+            self._offset_s = offset_s
+            self._timer.recount()
+            self.note(CLOCK)
 
 
-class _Again(BaseTrigger):  # type: ignore[misc]  # the package has no types
-    """After firing: again after `interval`, or (None) not before somebody sets the job's next time."""
-
-    __slots__ = ("interval",)
-
-    def __init__(self, interval: timedelta | None) -> None:
-        self.interval = interval
-
-    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
-        # From now on, not from the slot before: what a sleeping host missed is not made up for.
-        return _NEVER if self.interval is None else now + self.interval
+@dataclass(slots=True)
+class _Interval:
+    reason: str
+    seconds: float
+    next_s: float
+    """On the monotonic clock."""
 
 
 class _Folder(FileSystemEventHandler):
-    """One watched folder: many changes, one reason. Runs in watchdog's thread and in the scheduler's."""
+    """One watched folder: many changes, one reason. `on_any_event` runs in watchdog's thread, the rest in ours."""
 
     def __init__(self, waker: Waker, reason: str, name: str) -> None:
         self._waker = waker
@@ -312,7 +312,7 @@ class _Folder(FileSystemEventHandler):
         self._last_s = 0.0
         self._pending = False
         self.gone = False  # removed, and with it the watch, though a new folder may get the same inode
-        self._job = waker._add_job(self._quiet, None)
+        self.forgotten = False
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         deleted = event.event_type == EVENT_TYPE_DELETED and event.is_directory
@@ -326,31 +326,25 @@ class _Folder(FileSystemEventHandler):
                 return
             self._pending = True
             self._first_s = self._last_s
-        self.tell_soon()
+        self._waker.stirred(self)
 
-    def forget(self) -> None:
-        self._job.remove()
-
-    def tell_soon(self) -> None:
-        with contextlib.suppress(JobLookupError):  # forgotten in this very moment
-            self._job.modify(next_run_time=datetime.now(UTC) + timedelta(seconds=_QUIET_S))
-
-    def _quiet(self) -> None:
+    def quiet_at_s(self) -> float:
+        """When it can be told of, on the monotonic clock, unless it changes once more until then."""
         with self._lock:
-            now_s = time.monotonic()
-            wait_s = min(self._last_s + _QUIET_S, self._first_s + _QUIET_LONGEST_S) - now_s
-            self._pending = wait = wait_s > 0.001
-        if wait:
-            # The scheduler sets the job's next time after this returns, so a new time is given to it by the trigger.
-            self._job.trigger.interval = timedelta(seconds=wait_s)
-        else:
-            self._job.trigger.interval = None
-            self._waker.poke(self._reason)
+            return min(self._last_s + _QUIET_S, self._first_s + _QUIET_LONGEST_S)
+
+    def tell(self) -> None:
+        with self._lock:
+            self._pending = False
+        if not self.forgotten:
+            self._waker.note(self._reason)
 
 
 class _KernelTimer:
     """A descriptor that becomes readable at an instant of the wall clock, and when that clock is set or the host wakes
     from sleep: then reading it is an error."""
+
+    tells_of_jumps = True
 
     def __init__(self, fd: int, libc: ctypes.CDLL) -> None:
         self.fd = fd
@@ -359,7 +353,7 @@ class _KernelTimer:
 
     @classmethod
     def made(cls) -> _KernelTimer | None:
-        """None where the system has none; then the clock is looked at once a minute."""
+        """None where the system has none."""
         if not sys.platform.startswith("linux"):
             return None
         libc = ctypes.CDLL(None, use_errno=True)
@@ -382,5 +376,39 @@ class _KernelTimer:
     def read(self) -> None:
         os.read(self.fd, 8)
 
+    def recount(self) -> None:
+        """The kernel has the instant, and not how long it is until then."""
+
     def close(self) -> None:
         os.close(self.fd)
+
+
+class _ThreadTimer:
+    """The same where the kernel has no such descriptor: a thread of APScheduler's. Imported only there: it brings
+    asyncio and ssl along, a fifth of all that an idle daemon holds."""
+
+    tells_of_jumps = False
+
+    def __init__(self, fired: Callable[[], None]) -> None:
+        from apscheduler.executors.debug import DebugExecutor
+        from apscheduler.schedulers.background import BackgroundScheduler
+        from apscheduler.triggers.date import DateTrigger
+
+        self._scheduler = BackgroundScheduler(
+            timezone=UTC,
+            executors={"default": DebugExecutor()},
+            job_defaults={"misfire_grace_time": None, "coalesce": True},
+        )
+        self._scheduler.start()
+        self._fired, self._at = fired, DateTrigger
+
+    def arm(self, wall_ms: int) -> None:
+        at = _NEVER if wall_ms >= _NEVER_MS else datetime.fromtimestamp(wall_ms / 1000, UTC)
+        self._scheduler.add_job(self._fired, self._at(at), id=TIMER, replace_existing=True)
+
+    def recount(self) -> None:
+        """Its thread counts the wait on a clock that stands still in sleep and does not see the wall clock jump."""
+        self._scheduler.wakeup()
+
+    def close(self) -> None:
+        self._scheduler.shutdown()

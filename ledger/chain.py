@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from binascii import b2a_base64
 from collections.abc import Sequence
-from hashlib import sha256
 from typing import NamedTuple
 
 from ledger.record import (
     GENESIS,
-    HASH_LENGTH,
     HASHED_TO,
     OWN_LENGTH,
     START,
     TRAILER_BYTES,
-    URL_SAFE,
     Record,
     Unsound,
     check,
     hash_of,
+    linked,
     predecessor,
     record_of,
     records_of,
 )
 from ledger.seal import Seal
 from ledger.segment import Segment, ledger_of
-
-_TRAILER = b',"h":"%b%b"}'
 
 
 class Head(NamedTuple):
@@ -108,22 +103,19 @@ class Chain:
         what `take` gives for each, at half its price. `take` says what is wrong with the line behind them."""
         if self._segment is not None:
             return []
-        previous, digests = self.hash.encode(), list[bytes]()
-        for line in lines:
-            digest = b2a_base64(sha256(line[:HASHED_TO]).digest())[:HASH_LENGTH].translate(URL_SAFE)
-            if line[-TRAILER_BYTES:] != _TRAILER % (previous, digest[:OWN_LENGTH]) or not line.startswith(START):
-                break
-            digests.append(digest)
-            previous = digest
+        digests = linked(lines, self.hash)
         seq, batch, more, epoch = self.seq, self.batch, self.more, self.epoch
-        taken: list[Record] = []
-        for record in records_of(lines[: len(digests)], digests):
-            if seq == until or record[:3] != (seq + 1, epoch, batch if more else seq + 1):
+        taken = records_of(lines[: len(digests)], digests)
+        for place, record in enumerate(taken):
+            if not more:
+                batch = seq + 1
+            if seq == until or record[0] != seq + 1 or record[1] != epoch or record[2] != batch:
+                del taken[place:]
                 break
-            taken.append(record)
-            seq, _, batch, more = record[:4]
+            seq += 1
+            more = record[3]
         if taken:
-            self.seq, self.hash, self.batch, self.more = seq, taken[-1].hash, batch, more
+            self.seq, self.hash, self.batch, self.more = seq, taken[-1].hash, taken[-1].batch, more
         return taken
 
     def adopt(self, line: bytes, segment: Segment) -> None:

@@ -30,10 +30,9 @@ class Now(NamedTuple):
 
 def text_of(ms: int) -> str:
     """`2026-11-21T04:30:00Z`; milliseconds are written only when there are some."""
-    moment = _EPOCH + timedelta(milliseconds=ms)
-    if ms % 1000:
-        return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{ms % 1000:03d}Z"
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+    seconds, rest_ms = divmod(ms, 1000)
+    text = (_EPOCH + timedelta(seconds=seconds)).isoformat()[:19]
+    return f"{text}.{rest_ms:03d}Z" if rest_ms else f"{text}Z"
 
 
 @lru_cache(maxsize=4096)  # A plan asks about the same instants again and again.

@@ -93,23 +93,26 @@ class Walk:
                 self._look_for(chain.number + 1, segment.number)
                 raise self._corrupt(segment, 0, str(unsound), chain.seq) from None
             try:
-                for line, record in _taken(self._disk, path, chain, segment, ends_before - 1):
-                    if record.seq in expected:
-                        self._compare(segment, offset, record, *expected[record.seq])
-                    if record.more:
-                        if not batch:
-                            place = Place(segment, offset, Head(record.seq - 1, predecessor(line)))
-                        batch.append(record)
-                        offset += len(line) + 1
-                        continue
-                    self._first_good = self._first_good or record.seq
-                    if batch:
+                for some, records in _taken(self._disk, path, chain, segment, ends_before - 1, expected):
+                    seq = records[0].seq
+                    if seq in expected:
+                        self._compare(segment, offset, records[0], *expected[seq])
+                    whole = len(records)  # so many of them end a batch, or come before one that does
+                    while whole and records[whole - 1].more:
+                        whole -= 1
+                    if whole:
+                        self._first_good = self._first_good or next(it.seq for it in records if not it.more)
                         yield from batch
+                        yield from records[:whole] if whole < len(records) else records
                         batch.clear()
-                    place = None
-                    yield record
-                    offset += len(line) + 1
-                    if record.seq + 1 == ends_before:
+                        offset += sum(map(len, some[:whole])) + whole
+                        place = None
+                    if whole < len(records):
+                        if not batch:
+                            place = Place(segment, offset, Head(records[whole].seq - 1, predecessor(some[whole])))
+                        batch += records[whole:]
+                        offset += sum(map(len, some[whole:])) + len(some) - whole
+                    if records[-1].seq + 1 == ends_before:
                         break
             except Unsound as unsound:
                 why = str(unsound)
@@ -210,16 +213,24 @@ class Walk:
         return Corrupt(file, offset, reason, first_good=first_good, last_good=last_good, advice=advice)
 
 
-def _taken(disk: Disk, path: str, chain: Chain, segment: Segment, until: int) -> Iterator[tuple[bytes, Record]]:
-    """Each line that follows, and its record. Unsound at the first one that does not."""
+def _taken(
+    disk: Disk, path: str, chain: Chain, segment: Segment, until: int, alone: Mapping[int, object]
+) -> Iterator[tuple[list[bytes], list[Record]]]:
+    """The lines that follow, some at a time, and their records; those with the seqs `alone` each by themselves.
+    Unsound at the first one that does not follow."""
     for _, some in stretches(disk, path, 0, _TOGETHER):
         at = 0
         while at < len(some):
             if not chain.number:
                 chain.adopt(some[at], segment)
-            for record in chain.take_many(some[at:], until) or (chain.take(some[at]),):
-                yield some[at], record
-                at += 1
+            records = chain.take_many(some[at:] if at else some, until) or [chain.take(some[at])]
+            those = some[at : at + len(records)]
+            at += len(records)
+            first = records[0].seq
+            if any(first <= seq < first + len(records) for seq in alone):
+                yield from (([line], [record]) for line, record in zip(those, records, strict=True))
+            else:
+                yield those, records
 
 
 def missing(folder: str, segment: Segment, seals: Mapping[int, Seal]) -> Corrupt:

@@ -102,7 +102,7 @@ class Admission:
     def _budget(self, candidate: Candidate, tags: tuple[str, ...]) -> Verdict | None:
         """Why a budget does not let it start; None if all do, and then its share has been reserved in each."""
         question, tokens = self._question, candidate.spec.get("needs", {}).get("tokens", 0)
-        budgets = {f"tag:{tag}": question.policy.pools[tag].model_dump() for tag in tags}
+        budgets = {f"tag:{tag}": vars(question.policy.pools[tag]) for tag in tags}
         if budget := candidate.spec.get("budget"):
             budgets[f"job:{candidate.job}"] = budget
         for account, budget in budgets.items():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
+
+import orjson
 
 from ledger.record import Draft
 from state.events import draft
@@ -34,34 +36,45 @@ class Accepted(NamedTuple):
     source: str
 
 
-def changes(graph: Graph, jobs: Mapping[str, Accepted], problems: Iterable[Problem]) -> list[Draft]:
+class Unread(NamedTuple):
+    """The same, its spec as JSON: of a thousand jobs hardly one has changed, and only that one is read."""
+
+    digest: str
+    text: str
+    source: str
+
+    @property
+    def spec(self) -> Json:
+        return orjson.loads(self.text)
+
+
+def changes(graph: Graph, jobs: Mapping[str, Accepted | Unread], problems: Iterable[Problem]) -> Iterator[Draft]:
     """From the files as loaded (by job name, and all problems) to events.
 
-    A job whose file has a problem now, and which is not among the loaded, keeps its last good version.
+    A job whose file has a problem now, and which is not among the loaded, keeps its last good version. Each is made
+    when it is asked for; the graph may take up those before it meanwhile.
     """
     wrong: dict[str, list[Json]] = {}
     for problem in problems:
         wrong.setdefault(problem.file, []).append(problem._asdict())
-    drafts = []
-    for name, (digest, spec, source) in sorted(jobs.items()):
+    for name, job in sorted(jobs.items()):
         known = graph.jobs.get(name)
-        if known is not None and not known.removed and known.digest == digest:
+        if known is not None and not known.removed and known.digest == job.digest:
             continue
         data = {
             "job": name,
             "revision": known.revision + 1 if known else 1,
-            "digest": digest,
-            "spec": spec,
-            "source": source,
+            "digest": job.digest,
+            "spec": job.spec,
+            "source": job.source,
         }
-        drafts.append(draft("job.changed" if known else "job.defined", f"job/{name}", data))
-    for name, job in sorted(graph.jobs.items()):
-        if name not in jobs and not job.removed and not {job.source, FOLDER} & wrong.keys():
-            drafts.append(draft("job.removed", f"job/{name}", {"job": name, "source": job.source}))
+        yield draft("job.changed" if known else "job.defined", f"job/{name}", data)
+    for name, known in sorted(graph.jobs.items()):
+        if name not in jobs and not known.removed and not {known.source, FOLDER} & wrong.keys():
+            yield draft("job.removed", f"job/{name}", {"job": name, "source": known.source})
     rejected = {node.source: node for node in graph.nodes.values() if isinstance(node, Rejection)}
     for source, found in sorted(wrong.items()):
         if source not in rejected or list(rejected[source].problems) != found:
-            drafts.append(draft("job.rejected", f"jobfile/{source}", {"source": source, "problems": found}))
+            yield draft("job.rejected", f"jobfile/{source}", {"source": source, "problems": found})
     for source in sorted(rejected.keys() - wrong.keys()):
-        drafts.append(draft("job.cleared", f"jobfile/{source}", {"source": source}))
-    return drafts
+        yield draft("job.cleared", f"jobfile/{source}", {"source": source})

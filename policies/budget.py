@@ -7,20 +7,20 @@ settles the tokens at what was really used (`state.spending`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, StrictInt
-
-from policies.field import Spec
+from state.shape import Within
 
 Json = Any
 
 WINDOWS_MS = {"minute": 60_000, "hour": 3_600_000, "day": 86_400_000}
-Amount = Annotated[StrictInt, Field(ge=1)] | None
+Amount = Annotated[int | None, Within(1)]
 
 
-class Budget(Spec):
-    """At most so many within any minute, hour or day that ends now."""
+@dataclass(frozen=True)
+class Pool:
+    """What the jobs with one tag share: as `policies.job.Budget`, and places. The pool has the tag's name."""
 
     runs_per_minute: Amount = None
     runs_per_hour: Amount = None
@@ -28,11 +28,6 @@ class Budget(Spec):
     tokens_per_minute: Amount = None
     tokens_per_hour: Amount = None
     tokens_per_day: Amount = None
-
-
-class Pool(Budget):
-    """What the jobs with one tag share. The pool has the tag's name."""
-
     places: Amount = None
     """How many of their attempts run at once."""
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from policies.dependency import depths, loops
 from policies.fault import Fault, meant
 from policies.job import Job
-from policies.schedule import AfterSchedule
+from policies.schedule_spec import AfterSpec
 
 
 class Problem(NamedTuple):
@@ -18,7 +18,7 @@ class Problem(NamedTuple):
 
 def waits_for(job: Job) -> tuple[str, ...]:
     """The jobs this one starts after."""
-    return job.schedule.after if isinstance(job.schedule, AfterSchedule) else ()
+    return job.schedule.after if isinstance(job.schedule, AfterSpec) else ()
 
 
 def check(jobs: Mapping[str, Job], also_known: Iterable[str] = ()) -> list[Problem]:

@@ -58,7 +58,7 @@ def decide(
             break
     if not decisions:
         return NOTHING
-    inputs = {group: digest(value) for group, value in question.groups().items()}
+    inputs = question.digests()
     assert tuple(inputs) == GROUPS
     return Plan(tuple(decisions), inputs, digest({"inputs": inputs, "answer": decisions}), more)
 

@@ -290,7 +290,7 @@ class Pool:
     def target(self, name: str) -> str:
         """The model that answers for this one: itself, or what its ladder says."""
         seen = {name}
-        while (model := self.models.get(name)) is not None and (instead := model.now().instead):
+        while (model := self.models.get(name)) is not None and model.fallback and (instead := model.now().instead):
             if instead in seen or instead not in self.models:
                 return name
             seen.add(instead)

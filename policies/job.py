@@ -31,7 +31,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from ledger.instant import ms_of, text_of
-from policies.budget import Budget
 from policies.dependency import depths, loops
 from policies.fault import BadValue, Fault, meant
 from policies.field import (
@@ -58,7 +57,8 @@ from policies.field import (
 from policies.overlap import canonical as canonical_overlap
 from policies.promise import SCHEMA_BYTES_MAX, check_schema, size_bytes
 from policies.quantity import duration_text
-from policies.schedule import SCHEDULES, AnySchedule, OnSchedule, Zoned
+from policies.schedule import Schedule, schedule_of
+from policies.schedule_spec import SCHEDULE_SPECS, AnySchedule, OnSpec, ZonedSpec
 from policies.template import Reference, places, reference, references
 from policies.upgrade.spec import Upgrade
 from policies.zone import first_instant_ms, wall_ms_of, zone_named
@@ -99,6 +99,20 @@ class Needs(Spec):
     memory_bytes: Size = Field(default=0, alias="memory")
     gpu_memory_bytes: Size = Field(default=0, alias="gpu_memory")
     tokens: StrictInt = Field(default=0, ge=0)
+
+
+Amount = Annotated[StrictInt, Field(ge=1)] | None
+
+
+class Budget(Spec):
+    """At most so many within any minute, hour or day that ends now."""
+
+    runs_per_minute: Amount = None
+    runs_per_hour: Amount = None
+    runs_per_day: Amount = None
+    tokens_per_minute: Amount = None
+    tokens_per_hour: Amount = None
+    tokens_per_day: Amount = None
 
 
 class Missed(Spec):
@@ -428,7 +442,7 @@ class Job(Body):
     def _files(self) -> Self:
         told = self.model_dump(exclude={"description"})
         filled = {field: value for field, value in told.items() if field not in _NOT_FILLED}
-        if not isinstance(self.schedule, OnSchedule) and any(f.name.startswith("file.") for f in references(filled)):
+        if not isinstance(self.schedule, OnSpec) and any(f.name.startswith("file.") for f in references(filled)):
             raise BadValue(
                 "{{ file.path }} or {{ file.name }} in a job that no file starts",
                 "Only a job with schedule: {on: {path: ...}} has a file",
@@ -444,9 +458,14 @@ class Job(Body):
     @model_validator(mode="after")
     def _end(self, info: ValidationInfo) -> Self:
         if self.expires is not None:
-            zone = self.schedule.timezone if isinstance(self.schedule, Zoned) else default_zone(info)
+            zone = self.schedule.timezone if isinstance(self.schedule, ZonedSpec) else default_zone(info)
             object.__setattr__(self, "expires", _instant_text(self.expires, zone))
         return self
+
+    @property
+    def when(self) -> Schedule:
+        """Its schedule, as the daemon holds it."""
+        return schedule_of(self.schedule.model_dump(by_alias=True))
 
     @property
     def expires_ms(self) -> int | None:
@@ -459,8 +478,13 @@ class Job(Body):
 
     def digest(self) -> str:
         """32 hex digits that name this very spec: any change of what it says changes them."""
-        text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
+        return digest_of(self.canonical())
+
+
+def digest_of(canonical: Mapping[str, Json]) -> str:
+    """The digest of the job of which this is the canonical form."""
+    text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
 
 
 def _instant_text(text: str, zone_name: str) -> str:
@@ -678,7 +702,7 @@ def _fields_at(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]
 
 def _tagged(model: type[BaseModel], tag: str) -> bool:
     kind = model.model_fields.get("kind")
-    return model is SCHEDULES.get(tag) or (kind is not None and tag in get_args(kind.annotation))
+    return model is SCHEDULE_SPECS.get(tag) or (kind is not None and tag in get_args(kind.annotation))
 
 
 def _field(model: type[BaseModel], name: str) -> FieldInfo | None:

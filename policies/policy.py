@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Annotated, Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
 
 from policies.budget import Pool
+from state.shape import Within, shape_of
 
 Json = Any
 
@@ -33,38 +35,60 @@ BEFORE: Mapping[str, Json] = {
 """What held before there was a field for it. Not the defaults, which may change; these stay, as the past does."""
 
 
-class SchedulingPolicy(BaseModel):
+class IllegalPolicy(ValueError):
+    """A value of a policy that cannot be: its field, and what is wrong with it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+
+
+@dataclass(frozen=True)
+class SchedulingPolicy:
     """What each value means is told beside its default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    max_running: int = Field(ge=1, le=10_000)
-    late_after_ms: int = Field(ge=0)
-    max_decisions_per_plan: int = Field(ge=1, le=400)
-    max_slots_per_job: int = Field(ge=1, le=1_000_000)
-    clock_jump_ms: int = Field(ge=100)
-    memory_percent: int = Field(ge=1, le=100)
-    aging_ms: int = Field(ge=1000)
-    stagger_ms: int = Field(ge=0)
-    retry_jitter_percent: int = Field(ge=0, le=100)
-    notice_attempts: int = Field(ge=1, le=100)
-    notice_base_ms: int = Field(ge=1000)
-    notice_max_ms: int = Field(ge=1000)
-    notices_at_once: int = Field(ge=1, le=100)
-    notices_waiting_max: int = Field(ge=1, le=100_000)
+    max_running: Annotated[int, Within(1, 10_000)]
+    late_after_ms: Annotated[int, Within(0)]
+    max_decisions_per_plan: Annotated[int, Within(1, 400)]
+    max_slots_per_job: Annotated[int, Within(1, 1_000_000)]
+    clock_jump_ms: Annotated[int, Within(100)]
+    memory_percent: Annotated[int, Within(1, 100)]
+    aging_ms: Annotated[int, Within(1000)]
+    stagger_ms: Annotated[int, Within(0)]
+    retry_jitter_percent: Annotated[int, Within(0, 100)]
+    notice_attempts: Annotated[int, Within(1, 100)]
+    notice_base_ms: Annotated[int, Within(1000)]
+    notice_max_ms: Annotated[int, Within(1000)]
+    notices_at_once: Annotated[int, Within(1, 100)]
+    notices_waiting_max: Annotated[int, Within(1, 100_000)]
     pools: dict[str, Pool]
 
     @classmethod
     def recorded(cls, values: Mapping[str, Json]) -> SchedulingPolicy:
         """The policy that a ledger says was adopted, perhaps by another version: a field it did not have yet has the
         value by which this version does as that one did, and one that is gone says nothing."""
-        known = {name: value for name, value in values.items() if name in cls.model_fields}
-        return cls.model_validate({**BEFORE, **known})
+        return adopt(BEFORE, {name: value for name, value in values.items() if name in BEFORE})
+
+    def values(self) -> dict[str, Json]:
+        """JSON values; `adopt` makes the same policy of them."""
+        told = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**told, "pools": {tag: asdict(pool) for tag, pool in self.pools.items()}}
 
     def digest(self) -> str:
-        return hashlib.sha256(orjson.dumps(self.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(orjson.dumps(self.values(), option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
 
 def adopt(defaults: Mapping[str, Json], override: Mapping[str, Json]) -> SchedulingPolicy:
-    """The policy in force: `override` over `defaults`. pydantic's ValidationError names the field that is wrong."""
-    return SchedulingPolicy.model_validate({**defaults, **override})
+    """The policy in force: `override` over `defaults`. IllegalPolicy names the field that is wrong."""
+    values = {**defaults, **override}
+    legal(SchedulingPolicy, values)
+    return SchedulingPolicy(**{**values, "pools": {tag: Pool(**pool) for tag, pool in values["pools"].items()}})
+
+
+def legal(kind: type, values: Mapping[str, Json]) -> None:
+    """IllegalPolicy unless these can be the values of a policy of this kind."""
+    if (wrong := shape_of(kind, closed=True)(values)) is not None:
+        raise IllegalPolicy(".".join(map(str, wrong.path)), wrong.message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 
 from policies.fault import BadValue
 
@@ -18,6 +19,7 @@ _DURATION_TERM = re.compile(r"(\d+(?:\.\d+)?)(ms|w|d|h|m|s)", re.ASCII)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", re.ASCII)
 
 
+@lru_cache(maxsize=1024)
 def parse_duration(text: str) -> int:
     """Milliseconds. Units w d h m s ms, largest first, each at most once: `1h30m`, `500ms`, `1.5h`, `0`."""
     stripped = text.strip()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
@@ -113,7 +114,7 @@ class Question:
         return {
             "clock": {"wall_ms": self.wall_ms},
             "jobs": [[j.name, j.revision, j.digest, j.depth, j.removed] for _, j in sorted(self.jobs.items())],
-            "policy": self.policy.model_dump(),
+            "policy": _told(self.policy).values,
             "leases": {
                 "held": [[key, *held] for key, held in sorted(self.leases.items())],
                 "tokens": self.tokens,
@@ -147,6 +148,32 @@ class Question:
             "tzdb": self.tzdb,
             "code": self.code,
         }
+
+    def digests(self) -> dict[str, str]:
+        """Input group -> digest. What is the same in one question after another is hashed once."""
+        known = {"policy": _told(self.policy).digest, "tzdb": _digest(self.tzdb), "code": _digest(self.code)}
+        return {group: known.get(group) or digest(value) for group, value in self.groups().items()}
+
+
+class _Told(NamedTuple):
+    policy: SchedulingPolicy
+    values: dict[str, Json]
+    digest: str
+
+
+_POLICIES_KEPT = 16
+_told_policies: dict[int, _Told] = {}
+"""By the identity of a policy, which is kept with it so that no other one can come to have it. Memory only."""
+
+
+def _told(policy: SchedulingPolicy) -> _Told:
+    known = _told_policies.get(id(policy))
+    if known is None:
+        if len(_told_policies) >= _POLICIES_KEPT:
+            _told_policies.clear()
+        values = policy.values()
+        known = _told_policies[id(policy)] = _Told(policy, values, digest(values))
+    return known
 
 
 _MARKS = tuple(b'"%b":' % name.encode() for name in sorted(VOLATILE))
@@ -187,6 +214,11 @@ def _without_volatile(value: Json) -> Json:
 def digest(value: Json) -> str:
     """The first 128 bits of SHA-256 over the canonical form, as hex."""
     return hashlib.sha256(canonical(value)).hexdigest()[:32]
+
+
+@lru_cache(maxsize=64)
+def _digest(text: str) -> str:
+    return digest(text)
 
 
 def pools_of(graph: Graph, run: Run, pools: Mapping[str, Json]) -> tuple[str, ...]:

@@ -52,8 +52,12 @@ def references(value: Any) -> Iterator[Reference]:
         yield reference(inside)
 
 
-def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def places(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Where in a JSON value placeholders stand, and what is between their braces, in reading order."""
+    return _places(value, ()) if _may_hold(value) else iter(())
+
+
+def _places(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
     if isinstance(value, str):
         if "{{" in value:
             yield from ((path, match[1]) for match in _PLACEHOLDER.finditer(value))
@@ -61,15 +65,38 @@ def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple
         return
     elif isinstance(value, dict | Mapping):
         for key, inner in value.items():
-            yield from places(inner, (*path, key))
+            yield from _places(inner, (*path, key))
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            yield from places(inner, (*path, index))
+            yield from _places(inner, (*path, index))
+
+
+_NEITHER = frozenset({int, bool, float, type(None)})
+
+
+def _may_hold(value: Any) -> bool:
+    """Whether braces stand anywhere in it. Most jobs have none, and are asked before each start."""
+    kind = type(value)
+    if kind is str:
+        return "{{" in value
+    if kind is dict:
+        value = value.values()
+    elif kind is not list and kind is not tuple:
+        return kind not in _NEITHER  # A mapping of another type, or a text: who looks properly will see.
+    for inner in value:
+        kind = type(inner)
+        if "{{" in inner if kind is str else kind not in _NEITHER and _may_hold(inner):
+            return True
+    return False
 
 
 def fill(value: Any, lookup: Callable[[Reference], Any]) -> Any:
     """The value with each placeholder replaced. A string that is one placeholder and nothing else becomes the looked-up
     JSON value itself; within longer text only strings and numbers can stand, anything else is BadValue."""
+    return _fill(value, lookup) if _may_hold(value) else value
+
+
+def _fill(value: Any, lookup: Callable[[Reference], Any]) -> Any:
     if isinstance(value, str):
         if "{{" not in value:
             return value
@@ -80,9 +107,9 @@ def fill(value: Any, lookup: Callable[[Reference], Any]) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, dict | Mapping):  # dict by name, since asking an abstract class takes longer than the rest
-        return {key: fill(inner, lookup) for key, inner in value.items()}
+        return {key: _fill(inner, lookup) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [fill(inner, lookup) for inner in value]
+        return [_fill(inner, lookup) for inner in value]
     return value
 
 

@@ -7,7 +7,7 @@ import hashlib
 from ledger.instant import text_of
 from policies import due
 from policies.job import Job
-from policies.schedule import Schedule, Zoned
+from policies.schedule import AtSchedule, CronSchedule, Schedule
 from policies.zone import local_text, zone_named
 
 
@@ -19,12 +19,12 @@ def upcoming(job: Job | Schedule, from_ms: int, n: int, zone: str = "UTC") -> li
     """
     schedule: Schedule
     if isinstance(job, Job):
-        name, digest, schedule, expires_ms = job.name, job.digest(), job.schedule, job.expires_ms
+        name, digest, schedule, expires_ms = job.name, job.digest(), job.when, job.expires_ms
         longest_ms = job.jitter_ms
     else:
         name, digest, schedule, expires_ms = "", _digest(job), job, None
         longest_ms = 0
-    place = zone_named(schedule.timezone if isinstance(schedule, Zoned) else zone)
+    place = zone_named(schedule.timezone if isinstance(schedule, CronSchedule | AtSchedule) else zone)
     rows: list[dict[str, str]] = []
     at_ms = due.next_slot(schedule, from_ms - 1)
     while at_ms is not None and len(rows) < n and (expires_ms is None or at_ms < expires_ms):
@@ -42,4 +42,4 @@ def upcoming(job: Job | Schedule, from_ms: int, n: int, zone: str = "UTC") -> li
 
 
 def _digest(schedule: Schedule) -> str:
-    return hashlib.sha256(schedule.model_dump_json(by_alias=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr(schedule).encode()).hexdigest()[:32]

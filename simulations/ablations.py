@@ -556,7 +556,7 @@ def _(put: Put) -> None:
 def _(put: Put) -> None:
     find = notice_module.due
     many = {"notices_waiting_max": 1 << 30}
-    put(notice_module, "due", lambda graph, record, policy: find(graph, record, policy.model_copy(update=many)))
+    put(notice_module, "due", lambda graph, record, policy: find(graph, record, replace(policy, **many)))
 
 
 @without("a delivery that hangs is stopped")

@@ -133,7 +133,7 @@ def _answer(ask: Ask, case: Case) -> Answer:
 
 def _hermes() -> Ask:
     def ask(case: Case) -> list[datetime]:
-        schedule = CronSchedule(cron=case.expression, timezone=case.zone)
+        schedule = CronSchedule(case.expression, case.zone)
         rows = upcoming(schedule, ms_of(case.start.isoformat()), len(case.expected))
         return [_instant(row["utc"]) for row in rows]
 

@@ -279,7 +279,7 @@ class Counterfactual:
         """Put the other policy and jobs in force. Other jobs make another world at once; another policy may."""
         future = self._future
         if self._policy is not None:
-            data = {"digest": self._policy.digest(), "policy": self._policy.model_dump()}
+            data = {"digest": self._policy.digest(), "policy": self._policy.values()}
             future.take(draft("policy.adopted", "policy/scheduling", data))
         if self._jobs is not None:
             edits = changes(future.graph, self._jobs, [])

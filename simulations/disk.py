@@ -220,9 +220,10 @@ class SimDisk:
         for end in range(1, len(parts) + 1):
             place = "/".join(parts[:end])
             if place not in self._shown:
-                with self._operation("make_folder", place):
-                    self._shown[place] = None
-                    self._change(place)
+                self._before("make_folder", place)
+                self._shown[place] = None
+                self._change(place)
+                self._after()
             elif self._shown[place] is not None:
                 raise _error(errno.ENOTDIR, place)
 
@@ -233,41 +234,46 @@ class SimDisk:
         return _Append(self, path, self._file(path))
 
     def create(self, path: str) -> AppendFile:
-        with self._operation("create", path):
-            self._need_folder(path)
-            if path in self._shown:
-                raise _error(errno.EEXIST, path)
-            file = self._shown[path] = _File()
-            self._change(path)
+        self._before("create", path)
+        self._need_folder(path)
+        if path in self._shown:
+            raise _error(errno.EEXIST, path)
+        file = self._shown[path] = _File()
+        self._change(path)
+        self._after()
         return _Append(self, path, file)
 
     def replace(self, source: str, target: str) -> None:
-        with self._operation("replace", f"{source} {target}"):
-            self._need_folder(target)
-            self._shown[target] = self._file(source)
-            del self._shown[source]
-            self._change(source)
-            self._change(target)
+        self._before("replace", f"{source} {target}")
+        self._need_folder(target)
+        self._shown[target] = self._file(source)
+        del self._shown[source]
+        self._change(source)
+        self._change(target)
+        self._after()
 
     def sync_folder(self, folder: str) -> None:
-        with self._operation("sync_folder", folder):
-            if folder and self._shown.get(folder, _File()) is not None:
-                raise _error(errno.ENOENT, folder)
-            for name in self._changed.pop(folder, ()):
-                if name in self._shown:
-                    self._held[name] = self._shown[name]
-                else:
-                    self._held.pop(name, None)
+        self._before("sync_folder", folder)
+        if folder and self._shown.get(folder, _File()) is not None:
+            raise _error(errno.ENOENT, folder)
+        for name in self._changed.pop(folder, ()):
+            if name in self._shown:
+                self._held[name] = self._shown[name]
+            else:
+                self._held.pop(name, None)
+        self._after()
 
     def remove(self, path: str) -> None:
-        with self._operation("remove", path):
-            self._file(path)
-            del self._shown[path]
-            self._change(path)
+        self._before("remove", path)
+        self._file(path)
+        del self._shown[path]
+        self._change(path)
+        self._after()
 
     def set_read_only(self, path: str, *, read_only: bool) -> None:
-        with self._operation("set_read_only", path):
-            self._file(path).read_only = read_only
+        self._before("set_read_only", path)
+        self._file(path).read_only = read_only
+        self._after()
 
     def drop_cache(self, path: str) -> None:
         self._alive()
@@ -276,13 +282,14 @@ class SimDisk:
             file.drop_cache()
 
     def lock(self, path: str) -> Lock:
-        with self._operation("lock", path):
-            if path in self._locks:
-                raise Locked(f"{path} is held by another process")
-            self._need_folder(path)
-            self._shown.setdefault(path, _File())
-            self._change(path)
-            self._locks.add(path)
+        self._before("lock", path)
+        if path in self._locks:
+            raise Locked(f"{path} is held by another process")
+        self._need_folder(path)
+        self._shown.setdefault(path, _File())
+        self._change(path)
+        self._locks.add(path)
+        self._after()
         return _Lock(self, path)
 
     def free_bytes(self) -> int:
@@ -324,42 +331,29 @@ class SimDisk:
             if times == 1:
                 self._cut_at = (self.operations, after)
 
-    def _operation(self, verb: str, path: str) -> _Operation:
-        return _Operation(self, verb, path)
-
-
-class _Operation:
-    """One operation that a fault may hit: before it, instead of it, or after it."""
-
-    __slots__ = ("_disk", "_path", "_verb")
-
-    def __init__(self, disk: SimDisk, verb: str, path: str) -> None:
-        self._disk, self._verb, self._path = disk, verb, path
-
-    def __enter__(self) -> None:
-        disk = self._disk
-        disk._alive()
-        disk.operations += 1
-        disk.trace.append(f"{self._verb} {self._path}")
-        if disk._point is not None:
-            disk._pass_point(f"{self._verb} {self._path}")
-        if disk._cut_at == (disk.operations, False):
-            disk._dead = True
+    def _before(self, verb: str, path: str) -> None:
+        """One operation begins. A fault may hit it here, in its place, or in `_after`, once it has taken effect."""
+        self._alive()
+        self.operations += 1
+        self.trace.append(f"{verb} {path}")
+        if self._point is not None:
+            self._pass_point(f"{verb} {path}")
+        if self._cut_at is not None and self._cut_at == (self.operations, False):
+            self._dead = True
             raise PowerCut
-        if not disk._faults and disk._fail_point is None and disk._sticky is None:
+        if not self._faults and self._fail_point is None and self._sticky is None:
             return
-        number = disk._faults.get(disk.operations, disk._sticky)
-        if disk._fail_point is not None and disk._fail_point[0].match(f"{self._verb} {self._path}"):
-            number, disk._fail_point = disk._fail_point[1], None
-        if -disk.operations in disk._faults:
-            disk._sticky = number
+        number = self._faults.get(self.operations, self._sticky)
+        if self._fail_point is not None and self._fail_point[0].match(f"{verb} {path}"):
+            number, self._fail_point = self._fail_point[1], None
+        if -self.operations in self._faults:
+            self._sticky = number
         if number is not None:
-            raise _error(number, self._path)
+            raise _error(number, path)
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        disk = self._disk
-        if kind is None and disk._cut_at == (disk.operations, True):
-            disk._dead = True
+    def _after(self) -> None:
+        if self._cut_at is not None and self._cut_at == (self.operations, True):
+            self._dead = True
             raise PowerCut
 
 
@@ -369,41 +363,45 @@ class _Append:
 
     def write(self, data: bytes) -> int:
         self._open()
-        with self._disk._operation("write", self._path):
-            room = self._disk.free_bytes() + max(0, self._file.reserved - len(self._file.cache))
-            if data and not room:
-                raise _error(errno.ENOSPC, self._path)
-            count = min(len(data), room)
-            if self._disk.short_writes and count > 1 and self._disk._chance.random() < 0.3:
-                count = self._disk._chance.randint(1, count)
-            self._file.dirty(len(self._file.cache))
-            self._file.cache += data[:count]
+        self._disk._before("write", self._path)
+        room = self._disk.free_bytes() + max(0, self._file.reserved - len(self._file.cache))
+        if data and not room:
+            raise _error(errno.ENOSPC, self._path)
+        count = min(len(data), room)
+        if self._disk.short_writes and count > 1 and self._disk._chance.random() < 0.3:
+            count = self._disk._chance.randint(1, count)
+        self._file.dirty(len(self._file.cache))
+        self._file.cache += data[:count]
+        self._disk._after()
         return count
 
     def sync(self) -> None:
         self._open()
         try:
-            with self._disk._operation("sync", self._path):
-                self._disk.synced()
-                self._file.sync()
+            self._disk._before("sync", self._path)
+            self._disk.synced()
+            self._file.sync()
+            self._disk._after()
         except OSError:
             self._file.dirty_from = None
             raise
 
     def truncate(self, size: int) -> None:
         self._open()
-        with self._disk._operation("truncate", self._path):
-            self._file.dirty(min(size, len(self._file.cache)))
-            del self._file.cache[size:]
-            self._file.cache.extend(bytes(size - len(self._file.cache)))
-            self._file.reserved = 0
+        self._disk._before("truncate", self._path)
+        self._file.dirty(min(size, len(self._file.cache)))
+        del self._file.cache[size:]
+        self._file.cache.extend(bytes(size - len(self._file.cache)))
+        self._file.reserved = 0
+        self._disk._after()
 
     def reserve(self, size: int) -> None:
         self._open()
-        with self._disk._operation("reserve", self._path):
-            if size - max(len(self._file.cache), self._file.reserved) > self._disk.free_bytes():
-                raise _error(errno.ENOSPC, self._path)
-            self._file.reserved = max(size, self._file.reserved)
+        self._disk._before("reserve", self._path)
+        if size - max(len(self._file.cache), self._file.reserved) > self._disk.free_bytes():
+            raise _error(errno.ENOSPC, self._path)
+        self._file.reserved = max(size, self._file.reserved)
+        self._disk._after()
 
     def close(self) -> None:
         self._life = -1

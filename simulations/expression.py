@@ -8,6 +8,7 @@ neither smaller nor larger than anything, and arithmetic with it gives None.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -31,6 +32,7 @@ _RUN = (
     "state", "reason", "rule", "attempt", "token", "trigger", "job", "code", "signal", "tokens", "started_at",
     "ended_at", "exists",
 )  # fmt: skip
+_POLICY = tuple(field.name for field in dataclasses.fields(SchedulingPolicy))
 _LEASE = ("holder", "token", "foreign", "held")
 _ORDERS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
@@ -188,7 +190,7 @@ class Expression:
             case "here", _ if field in Node._fields:
                 self._one(HERE)
                 return lambda graph: _plain(getattr(graph.here, field))
-            case "policy", _ if field in SchedulingPolicy.model_fields:
+            case "policy", _ if field in _POLICY:
                 self._one(POLICY)
                 return lambda graph: _plain(graph.policy.values.get(field))
         fields = _FIELDS.get(base)
@@ -283,7 +285,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "notices": ("count",),
     "decisions": ("count",),
     "here": Node._fields,
-    "policy": tuple(SchedulingPolicy.model_fields),
+    "policy": _POLICY,
 }
 _FORMS = 'Such as runs.failed < 3, jobs["backup"].failures_in_row == 0; `hermesd bisect --help` lists what there is'
 

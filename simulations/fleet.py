@@ -151,7 +151,7 @@ class FleetWorld(World):
     def _define_jobs(self) -> None:
         self.view_every_ms, self.snapshot_every, self.lives_max = 36_000_000, 2_000, 200 + 20 * self.steps
         self.bounds = replace(self.bounds, segment_bytes=4_000_000)
-        self.policy = self.policy.model_copy(update={"max_running": 16, "max_decisions_per_plan": 200})
+        self.policy = replace(self.policy, max_running=16, max_decisions_per_plan=200)
         self.results: dict[tuple[str, int], Json] = {}
         self.git = GitWorld(self.seed, lambda key: self.host.lease_files.get(key), trouble=self.trouble)
         defaults = yaml.safe_load((ROOT / "policies" / "defaults" / "upgrades.yaml").read_text())

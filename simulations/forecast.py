@@ -106,9 +106,7 @@ def forecast(
         return habits.draw(run.job, run.step, run.name, run.attempt, timeout_ms)
 
     future = Future(Graph(), policy, fate_of, tally, Now(begin_ms * 1_000_000, _BOOTED_MS * 1_000_000))
-    future.take(
-        draft("policy.adopted", "policy/scheduling", {"digest": policy.digest(), "policy": policy.model_dump()})
-    )
+    future.take(draft("policy.adopted", "policy/scheduling", {"digest": policy.digest(), "policy": policy.values()}))
     future.take(draft("resources.sampled", "node/here", dict(resources)))
     for event in changes(future.graph, jobs, []):
         future.take(event)

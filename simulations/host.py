@@ -7,6 +7,7 @@ leave an exit status behind; a power cut ends them without one. A process may ig
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
@@ -184,13 +185,13 @@ class SimSpawner:
         if chance.random() < 0.02:
             raise SpawnError("there is no such program")
         span_ms = int(chance.choice((20, 200, 2_000, 30_000, 400_000)) * (0.5 + chance.random()))
-        code, stubborn = 0 if chance.random() < 0.8 else 3, chance.random() < 0.2
+        code, stubborn = 0 if chance.random() < 0.7 else 3, chance.random() < 0.3
         unheard, echo_ms = False, 0
         host.next_pid += 1
         if host.odd_workers:
             span_ms = 1 << 40 if chance.random() < 0.15 else span_ms
             unheard = chance.random() < 0.1
-            echo_ms = chance.choice((0, 0, 1, 5_000, 300_000))
+            echo_ms = chance.choice((0, 0, 1, 3_000, 5_000, 300_000))
             host.next_pid = 1000 + host.next_pid % 5
         boot_ms = host.clock.boot_ns // 1_000_000
         return Process(
@@ -208,6 +209,12 @@ class SimSpawner:
             (order.run, order.attempt), "", 7, boot_ms, boot_ms + span_ms, 1 if fate == "refused" else 0, False, (),
             tells=order.env["HERMESD_NOTICE"] if fate in ("made", "unheard") else "", unheard=fate == "unheard",
         )  # fmt: skip
+
+    def together(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def recorded(self, run: str, attempt: int) -> None:
+        """Its processes leave no files."""
 
     def resume(self, order: Order, pid: int | None, started: int | None) -> None:
         del pid, started

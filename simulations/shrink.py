@@ -19,7 +19,7 @@ from simulations.checkers import Violation
 from simulations.world import STEPS, World, drawn
 
 CORPUS = Path(__file__).parent / "corpus"
-_COLLECT_EVERY = 10
+_COLLECT_EVERY = 50
 
 
 class Life(NamedTuple):
@@ -64,7 +64,8 @@ def live(life: Life) -> Lived:
     except Exception as error:  # What the code raises is a finding like any other.
         invariant = type(error).__name__
         told = f"{world.violation(invariant, error)}\n{traceback.format_exc()}"
-    effects, hours = len(world.host.trace), world.clock.lived_ns / 3.6e12
+    # What is only waited for at the end is not counted.
+    effects, hours = len(world.host.trace), (world.calm_since_ns or world.clock.lived_ns) / 3.6e12
     return Lived(invariant, told, world.step, tuple(dict.fromkeys(world.luck.struck)), effects, hours)
 
 

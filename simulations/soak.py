@@ -1,67 +1,103 @@
-"""`python -m simulations.soak --requests 10000`: many requests through one engine, and what they leave behind.
+"""`python -m simulations.soak --requests 10000`: many requests to one gateway, and what they leave behind.
 
-Memory and descriptors of both processes are printed before, half-way and after. Exit status 1 if they grew from
-half-way on by more than a few MiB or by any descriptor.
+Some are streamed, some left in the middle, some wrong. Memory and descriptors of the gateway and of its engine are
+printed before, half-way and after. Exit status 1 if they grew from half-way on by more than a few MiB or by any
+descriptor, or if something is left undone.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import orjson
 import psutil
 
-from daemon.inference.hermes_mini import FOLDER
-from daemon.inference.pool import EnginePool, ModelSpec
-from daemon.inference.runtimes import Generation, Spec
+Json = Any
 
 AT_ONCE = 64
 GREW_BYTES_MAX = 16 << 20
+MODEL = "hermes-mini"
+_WARM = 1000
+"""By then allocators hold what they need."""
+_STATS = "/api/v1/runtime/stats"
+_READY_S = 300.0
 
 
-async def _soak(requests: int) -> bool:
-    with tempfile.TemporaryDirectory() as folder:
-        pool = EnginePool(Path(folder))
-        await pool.start()
-        try:
-            pool.register(ModelSpec("mini", Spec(model=str(FOLDER), device="cpu", threads=1, cache_mb=16)))
-            await pool.load("mini")
-            processes = {"pool": psutil.Process(), "engine": psutil.Process(pool.engines()[0].pid)}
-            await _many(pool, min(requests, 200))
-            measured = [_measure("after 200", processes)]
-            for part in ("half-way", "at the end"):
-                await _many(pool, requests // 2)
-                measured.append(_measure(part, processes))
-            left = pool.stats()["waiting"] + pool.stats()["running"]
-            print(f"{pool.stats()['answered']:,} answered, {left} left")
-        finally:
-            await pool.close()
+async def ask_many(socket: Path, at_once: int, numbers: Iterable[int]) -> None:
+    """One request for each number, whose number says of what kind it is."""
+    gate = asyncio.Semaphore(at_once)
+
+    async def ask(number: int) -> None:
+        async with gate:
+            await _ask(socket, number)
+
+    await asyncio.gather(*(ask(number) for number in numbers))
+
+
+async def _ask(socket: Path, number: int) -> None:
+    kind = number % 10
+    body: Json = {
+        "model": "nobody" if kind == 8 else MODEL, "prompt": f"Triage this log line: {number}", "ignore_eos": True,
+        "max_tokens": 60 if kind == 7 else 4, "temperature": number % 2, "seed": number, "stream": kind % 2 == 1,
+    }  # fmt: skip
+    if kind == 9:
+        body["top_p"] = 7
+    wanted = {8: 404, 9: 400}.get(kind, 200)
+    data = orjson.dumps(body)
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(data)}\r\n\r\n"
+    reader, writer = await asyncio.open_unix_connection(socket)
+    try:
+        writer.write(head.encode() + data)
+        first = await reader.readline()
+        if int(first.split()[1]) != wanted:
+            raise RuntimeError(f"request {number} was answered with {first!r}, not {wanted}")
+        if kind == 7:  # left in the middle
+            await reader.readline()
+        elif b'{"error"' in await reader.read() and wanted == 200:
+            raise RuntimeError(f"request {number} was broken off")
+    finally:
+        writer.close()
+
+
+async def _get(socket: Path, path: str) -> Json:
+    reader, writer = await asyncio.open_unix_connection(socket)
+    writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    return orjson.loads(answer.partition(b"\r\n\r\n")[2])
+
+
+async def _soak(socket: Path, gateway: int, requests: int) -> bool:
+    await _ask(socket, 0)  # loads the model
+    engine = (await _get(socket, _STATS))["engines"][0]["pid"]
+    processes = {"gateway": psutil.Process(gateway), "engine": psutil.Process(engine)}
+    began_s, at, measured = time.monotonic(), 1, []
+    for when, count in (("warm", min(requests, _WARM)), ("half-way", requests // 2), ("at the end", requests // 2)):
+        await ask_many(socket, AT_ONCE, range(at, at + count))
+        at += count
+        measured.append(_measure(f"{when}, after {at - 1:,}", processes))
+    while left := await _left(socket):
+        if time.monotonic() - began_s > requests + _READY_S:
+            break
+        await asyncio.sleep(0.1)
+    print(f"{(at - 1) / (time.monotonic() - began_s):,.0f} requests a second; {left} left")
     _, half, end = measured
-    return left == 0 and all(
+    return not left and all(
         end[name][0] - half[name][0] <= GREW_BYTES_MAX and end[name][1] <= half[name][1] for name in processes
     )
 
 
-async def _many(pool: EnginePool, count: int) -> None:
-    """So many, a part of them left in the middle, some sampled."""
-    gate = asyncio.Semaphore(AT_ONCE)
-
-    async def ask(number: int) -> None:
-        request = Generation(
-            id=str(number), prompt=f"Triage this log line: {number}", max_new_tokens=4, ignore_end=True,
-            temperature=float(number % 2), seed=number,
-        )  # fmt: skip
-        async with gate:
-            said = pool.generate("mini", request)
-            async for _ in said:
-                if number % 10 == 0:
-                    break
-            await said.aclose()
-
-    await asyncio.gather(*(ask(number) for number in range(count)))
+async def _left(socket: Path) -> int:
+    pool = (await _get(socket, _STATS))["pool"]
+    return int(pool["waiting"]) + int(pool["running"])
 
 
 def _measure(when: str, processes: dict[str, psutil.Process]) -> dict[str, tuple[int, int]]:
@@ -74,7 +110,22 @@ def _measure(when: str, processes: dict[str, psutil.Process]) -> dict[str, tuple
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m simulations.soak", description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
-    flat = asyncio.run(_soak(parser.parse_args().requests))
+    requests = parser.parse_args().requests
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        (home / "hermesd.yaml").write_text("gateway:\n  resume: 0s\n")
+        with (home / "log").open("wb") as log:
+            words = [sys.executable, "-m", "daemon.cli", "gateway", "--home", folder, "--json"]
+            gateway = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log)
+            try:
+                assert gateway.stdout is not None
+                if not gateway.stdout.readline():
+                    print((home / "log").read_text()[-2000:], file=sys.stderr)
+                    return 1
+                flat = asyncio.run(_soak(home / "gateway.sock", gateway.pid, requests))
+            finally:
+                gateway.terminate()
+                gateway.wait(_READY_S)
     print("flat" if flat else "it grew")
     return 0 if flat else 1
 

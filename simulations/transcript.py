@@ -30,6 +30,7 @@ import argparse
 import errno
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,7 +135,7 @@ class Stage(World):
         self.clock.wall_ns = ms_of(rest) * 1_000_000
 
     def _do_policy(self, rest: str) -> None:
-        self.policy = self.policy.model_copy(update=yaml.safe_load(rest))
+        self.policy = replace(self.policy, **yaml.safe_load(rest))
         self._look("policies")
 
     def _do_define(self, rest: str) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache, lru_cache
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from ledger.instant import text_of
+from policies.adoption import Accepted
+from policies.job import digest_of, parse_job
 from state.arrivals import stamp
 
 if TYPE_CHECKING:
@@ -33,6 +39,7 @@ def names(seed: int) -> list[str]:
     return [f"job{place}" for place in range(Random(f"{seed} jobs").randint(1, 5))]
 
 
+@lru_cache(maxsize=16)
 def tempo_of(seed: int) -> str:
     return Random(f"{seed} tempo").choice(("seconds", "minutes", "minutes", "hours", "hours"))
 
@@ -45,8 +52,18 @@ def job(seed: int, name: str, before: list[str], start_ms: int) -> dict[str, Jso
     if before and wants_before:
         first = int(which * len(before))
         schedule = {"after": sorted({before[first], before[first // 2]}), "when": when}
+    return {"name": name, "schedule": schedule, **_body(chance.randrange(_BODIES))}
+
+
+_BODIES = 500
+"""What jobs do, and how, is one of so many, so that not every life has to read new ones."""
+
+
+@cache
+def _body(number: int) -> dict[str, Json]:
+    chance = Random(f"body {number}")
     raw: dict[str, Json] = {
-        "name": name, "kind": "command", "argv": ["work"], "schedule": schedule,
+        "kind": "command", "argv": ["work"],
         "priority": chance.randint(0, 100), "timeout": chance.choice(("5s", "1m", "1h")), "grace": "3s",
         "overlap": chance.choice(("skip", "skip", "allow_all", *OVERLAPS)),
         "missed": {
@@ -81,6 +98,24 @@ def job_on_files(seed: int, place: int) -> dict[str, Json]:
         "overlap": chance.choice(("skip", "allow_all", *OVERLAPS)), "keep": {"runs": chance.choice((1, 2, 5, 50))},
         "retry": {"attempts": chance.randint(1, 2), "base": "2s"},
     }  # fmt: skip
+
+
+def accepted(raw: Mapping[str, Json]) -> Accepted:
+    """A job as its file is taken up. What many jobs say alike is read once, and put together here."""
+    name, apart = raw["name"], {"notify"} if "on" in raw["schedule"] else {"notify", "schedule"}
+    rest = {field: value for field, value in raw.items() if field not in apart}
+    spec = _read(orjson.dumps({**_PLAIN, **rest, "name": "one"})) | {"name": name}
+    for field in apart & raw.keys():
+        spec[field] = _read(orjson.dumps({**_PLAIN, "argv": ["work"], field: raw[field]}))[field]
+    return Accepted(digest_of(spec), spec, f"{name}.yaml")
+
+
+_PLAIN: Json = {"name": "one", "kind": "command", "schedule": "manual"}
+
+
+@lru_cache(maxsize=8192)
+def _read(text: bytes) -> dict[str, Json]:
+    return parse_job(orjson.loads(text)).canonical()
 
 
 def wishes(seed: int, name: str) -> list[Json]:

@@ -7,8 +7,7 @@ The loop, the planner, the ledger and the projector are the ones that ship. What
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -35,7 +34,7 @@ from simulations.host import Host, SimArrivals, SimClock, SimLeases, SimSpawner
 Json = Any
 
 CPUS = 2
-STEPS = 30
+STEPS = 6
 """How often, in a life of the usual length, time passes to what happens next."""
 START_MS = ms_of("2026-03-27T20:00:00Z")  # Two days before Europe changes its clocks.
 POLICY = SchedulingPolicy(
@@ -43,8 +42,11 @@ POLICY = SchedulingPolicy(
     memory_percent=90, aging_ms=60_000, stagger_ms=500, retry_jitter_percent=10, pools={},
     notice_attempts=8, notice_base_ms=30_000, notice_max_ms=3_600_000, notices_at_once=2, notices_waiting_max=8,
 )  # fmt: skip
+_POLICIES = tuple(replace(POLICY, max_running=places) for places in (1, 2, 4))
 _STARTED = {"version": "0", "code": "sim", "python": "3", "host": "sim", "zone": "UTC", "tzdb": "sim"}
 NEVER_MS = 1 << 62
+_SELDOM_MS = 1 << 45
+"""Views are published when a daemon starts and stops, and not between."""
 _LIVES_MAX = 200
 _CALM_LOOKS_MAX = 1_000
 _DAY_MS = 86_400_000
@@ -80,20 +82,20 @@ class World:
         self.luck = Luck(self.seed, self.faults, self.without)
         knobs = Random(f"{self.seed} knobs")
         self.bounds = Bounds(segment_bytes=knobs.choice((6_000, 20_000, 100_000)), reserve_bytes=1_000)
-        self.view_every_ms = knobs.choice((250, 60_000, *[36_000_000] * 6))
-        self.snapshot_every = knobs.choice((20, 60, 1_000_000))
+        self.view_every_ms = knobs.choice((250, 60_000, *[_SELDOM_MS] * 6))
+        self.snapshot_every = knobs.choice((10, 40, 1_000_000))
         self.clock = SimClock(START_MS)
         self.host = Host(self.clock, Random(f"{self.seed} host"), name=str(self.seed))
         self.host.odd_workers, self.host.bad_lines = "workers" in self.faults, "notices" in self.faults
         self.disk = SimDisk(self.seed, short_writes=knobs.random() < 0.3)
         self.disk.synced = self._take_time_to_sync
-        self.policy = POLICY.model_copy(update={"max_running": knobs.choice((1, 2, 4))})
+        self.policy = knobs.choice(_POLICIES)
         self.step = 0
         self.timer_ms: int | None = None
         self.loop: Loop | None = None
         self.lives = self.epoch = self.requests = 0
         self.lives_max = _LIVES_MAX
-        self.thorough = knobs.random() < 0.25
+        self.thorough = knobs.random() < 0.125
         """Whether what is derived is looked at in the end, too, which takes as long as much of a life."""
         self.disk.heeds_advice = knobs.random() < 0.5
         self.durable: Head | None = None
@@ -101,7 +103,7 @@ class World:
         self.backup: dict[str, bytes] = {}
         self.rotten: set[str] = set()
         """Files that have rotted without harm, and may still lie there."""
-        self.jumped_ms = self.full_until_step = 0
+        self.jumped_ms = self.full_until_step = self.calm_since_ns = 0
         self.slow_syncs: list[int] = []
         self.jobs: dict[str, Accepted] = {}
         self.asked: list[Asked] = []
@@ -117,15 +119,18 @@ class World:
         for place, name in enumerate(names):
             if name not in self.without:
                 before = [other for other in names[:place] if other not in self.without]
-                self.define(name, workload.job(self.seed, name, before, START_MS))
+                self._define(workload.job(self.seed, name, before, START_MS))
         for place in range(2 if "files" in self.faults else 0):
             if f"drop{place}" not in self.without:
-                self.define(f"drop{place}", workload.job_on_files(self.seed, place))
+                self._define(workload.job_on_files(self.seed, place))
+
+    def _define(self, raw: dict[str, Json]) -> None:
+        name = raw["name"]
+        wishes = {"notify": workload.wishes(self.seed, name)} if "notices" in self.faults else {}
+        self.jobs[name] = workload.accepted(raw | wishes)
 
     def define(self, name: str, raw: Json) -> None:
         """A job's file is there, or says something else now."""
-        if "notices" in self.faults:
-            raw = {**raw, "notify": workload.wishes(self.seed, name)}
         job = parse_job(raw)
         self.jobs[name] = Accepted(job.digest(), job.canonical(), f"{name}.yaml")
 
@@ -153,7 +158,7 @@ class World:
             return self.jobs, []
 
         def set_timer(wall_ms: int | None) -> None:
-            self.timer_ms = wall_ms
+            self.timer_ms = wall_ms if wall_ms is None or wall_ms < _SELDOM_MS else None
 
         return Doors(
             clock=self.clock, disk=self.disk, spawner=spawner, leases=SimLeases(self.host), outputs=_NoOutputs(),
@@ -177,7 +182,7 @@ class World:
         writer = Writer("sim", self.clock.boot_id, pid, self.lives, "0")
         around = Surroundings(Path("/home"), Path("/root"), {}, {})
         loop = Loop(self._doors(spawner), around, writer, started)
-        loop.snapshot_every, loop.snapshot_at_stop = self.snapshot_every, 20
+        loop.snapshot_every, loop.snapshot_at_stop = self.snapshot_every, 10
         spawner.check_order = lambda order: checkers.before_an_effect(self, order, loop)
         return loop
 
@@ -216,15 +221,19 @@ class World:
             self.loop = loop
             checkers.after_start(self)
 
-    def stop(self) -> None:
-        """Let the daemon end as it should, with nothing in its way."""
+    def stop(self) -> bool:
+        """Let the daemon end, with nothing in its way. Whether it has noted how far its ledger goes."""
         assert self.loop is not None
         self.calm_faults()
-        with suppress(Poisoned):  # A rotation behind the last batch may have failed: it ends without a word then.
+        noted = True
+        try:
             self.loop.end("stopped")
+        except Poisoned:  # A rotation behind the last batch may have failed: it ends without a word then.
+            noted = False
         self.durable, self.loop, self.timer_ms = self.loop.ledger.head, None, None
         self.disk.kill()
         self.asked.clear()
+        return noted
 
     def _plan_death(self) -> None:
         """A start is where much is done at once: a daemon that keeps dying may die in it, too."""
@@ -299,7 +308,7 @@ class World:
             if stuck > 100:
                 raise self.violation("the loop sleeps when there is nothing to do", f"timer {self.timer_ms}")
         self._calm_down()
-        if any(strike.startswith("zombie@") for strike in self.luck.struck):
+        if self.thorough or any(strike.startswith("zombie@") for strike in self.luck.struck):
             self.stop()  # What a zombie has added is told by the verifier until the next start takes it out.
             self.start()
         checkers.whole_life(self)
@@ -327,7 +336,7 @@ class World:
             self._make_room()
         for fault, details in self.luck.strikes(self.step):
             reasons |= fault.strike(self, details)
-        if chance.random() < 0.1:
+        if chance.random() < 0.2:
             reasons |= {"housekeeping"}
         self.rouse(reasons)
 
@@ -373,10 +382,10 @@ class World:
         self.jobs = {}
         self.ask("resume", {})
         self.rouse(frozenset({"jobs", "leases"}))
-        calm_since_ns = self.clock.lived_ns
+        self.calm_since_ns = self.clock.lived_ns
         for _ in range(_CALM_LOOKS_MAX):
             assert self.loop is not None
-            if self.clock.lived_ns - calm_since_ns > _CALM_MS_MAX * 1_000_000:
+            if self.clock.lived_ns - self.calm_since_ns > _CALM_MS_MAX * 1_000_000:
                 break
             if not self.loop.graph.active and self.timer_ms is None:
                 return

@@ -8,23 +8,16 @@ unit in the name. Types beginning with `x-` belong to others: they are kept in t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from typing import Any, Literal, NotRequired
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from ledger.record import Draft
+from state.shape import shape_of
 
 Json = Any
 
 RunOutcome = Literal["succeeded", "failed", "timed_out", "cancelled", "lost"]
 Verdict = Literal["started", "deferred", "buffered", "skipped", "missed", "coalesced", "blocked"]
 Trigger = Literal["schedule", "start", "after", "on", "step", "retry", "backfill"]
-
-
-class _Closed(TypedDict):
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
 
 
 class SegmentOpen(TypedDict):
@@ -35,7 +28,7 @@ class LedgerRecovered(TypedDict):
     """Written by the ledger itself after it had to cut or quarantine something."""
 
 
-class LedgerCut(_Closed):
+class LedgerCut(TypedDict):
     """A person gave up the records behind `last_seq`."""
 
     last_seq: int
@@ -47,7 +40,7 @@ class LedgerCut(_Closed):
     reason: str
 
 
-class LedgerRestored(_Closed):
+class LedgerRestored(TypedDict):
     """A person put files of the ledger back from a copy."""
 
     files: list[Json]  # each with file, bytes, sha256
@@ -56,7 +49,7 @@ class LedgerRestored(_Closed):
     actor: str
 
 
-class DaemonStarted(_Closed):
+class DaemonStarted(TypedDict):
     version: str
     code: str  # digest of the planner's source: which code decided
     python: str
@@ -68,18 +61,18 @@ class DaemonStarted(_Closed):
     tzdb: str  # version of the time zone database
 
 
-class DaemonStopped(_Closed):
+class DaemonStopped(TypedDict):
     reason: str
 
 
-class ClockJumped(_Closed):
+class ClockJumped(TypedDict):
     """The wall clock moved against CLOCK_BOOTTIME; positive is forward. A sleeping host is no jump."""
 
     jump_ms: int
     wall: str
 
 
-class JobDefined(_Closed):
+class JobDefined(TypedDict):
     job: str
     revision: int
     digest: str
@@ -87,12 +80,12 @@ class JobDefined(_Closed):
     source: str
 
 
-class JobRemoved(_Closed):
+class JobRemoved(TypedDict):
     job: str
     source: str
 
 
-class Problem(_Closed):
+class Problem(TypedDict):
     file: str
     line: int
     column: int
@@ -101,32 +94,32 @@ class Problem(_Closed):
     advice: str
 
 
-class JobRejected(_Closed):
+class JobRejected(TypedDict):
     """All that is wrong with one job file, replacing what was said before. The last good version keeps running."""
 
     source: str
     problems: list[Problem]
 
 
-class JobCleared(_Closed):
+class JobCleared(TypedDict):
     """A file that was rejected has no problem any more, or is gone."""
 
     source: str
 
 
-class PolicyAdopted(_Closed):
+class PolicyAdopted(TypedDict):
     digest: str
     policy: dict[str, Json]
 
 
-class PolicyRejected(_Closed):
+class PolicyRejected(TypedDict):
     """A policy override that could not be read or is not legal; the last good policy stays in force."""
 
     source: str
     message: str
 
 
-class ResourcesSampled(_Closed):
+class ResourcesSampled(TypedDict):
     """What this machine offers, rounded so that noise is no news: free memory and disk to steps of a sixteenth."""
 
     cpus: int
@@ -137,7 +130,7 @@ class ResourcesSampled(_Closed):
     gpu_memory_bytes: int  # of all devices together; 0 where none was found
 
 
-class LeaseSeen(_Closed):
+class LeaseSeen(TypedDict):
     """Somebody else holds a key: a person at a shell, an editor, a second Hermes."""
 
     key: str
@@ -146,7 +139,7 @@ class LeaseSeen(_Closed):
     note: str
 
 
-class LeaseReleased(_Closed):
+class LeaseReleased(TypedDict):
     """A foreign lease is gone."""
 
     key: str
@@ -154,7 +147,7 @@ class LeaseReleased(_Closed):
     why: Literal["released", "expired"]
 
 
-class LeaseRefused(_Closed):
+class LeaseRefused(TypedDict):
     """A grant of ours met a foreign lease taken after we had looked: the grant is void and the run waits again."""
 
     run: str
@@ -164,7 +157,7 @@ class LeaseRefused(_Closed):
     holder: str
 
 
-class Decided(_Closed):
+class Decided(TypedDict):
     """One decision about one run. A range of old slots decided alike is one decision with `until` and `count`."""
 
     run: str
@@ -192,7 +185,7 @@ class Decided(_Closed):
     spec: NotRequired[dict[str, Json]]  # of a step of an upgrade: what it is to do
 
 
-class PlanDecided(_Closed):
+class PlanDecided(TypedDict):
     tick: int
     wall_ms: int
     boot_ms: int
@@ -202,7 +195,7 @@ class PlanDecided(_Closed):
     decision_hash: str
 
 
-class RunStarted(_Closed):
+class RunStarted(TypedDict):
     run: str
     attempt: int
     token: int
@@ -214,7 +207,7 @@ class RunAdopted(RunStarted):
     """A daemon that started later has found the attempt alive and watches it again."""
 
 
-class RunStopping(_Closed):
+class RunStopping(TypedDict):
     """Ordered before the signal is sent."""
 
     run: str
@@ -224,12 +217,12 @@ class RunStopping(_Closed):
     force: bool
 
 
-class Output(_Closed):
+class Output(TypedDict):
     bytes: int
     sha256: str
 
 
-class RunFinished(_Closed):
+class RunFinished(TypedDict):
     run: str
     attempt: int
     token: int
@@ -245,14 +238,14 @@ class RunFinished(_Closed):
     expected: NotRequired[Expected]  # where the job expects something and the process ended well
 
 
-class Expected(_Closed):
+class Expected(TypedDict):
     """Whether what the job expects of a success was there; told apart from how the process ended."""
 
     met: bool
     why: str
 
 
-class RunFenced(_Closed):
+class RunFenced(TypedDict):
     """A late report about an attempt that is over, or is not the latest: kept, never accepted."""
 
     run: str
@@ -261,13 +254,13 @@ class RunFenced(_Closed):
     report: str
 
 
-class RunsForgotten(_Closed):
+class RunsForgotten(TypedDict):
     """Ended runs that leave the graph, and their folders the disk, because the job keeps none so old."""
 
     runs: list[str]
 
 
-class StartRequested(_Closed):
+class StartRequested(TypedDict):
     request: str
     job: str
     run: str
@@ -278,12 +271,12 @@ class StartRequested(_Closed):
     specs: NotRequired[dict[str, dict[str, Json]]]  # revision -> spec, where this start is to do less than the job says
 
 
-class BackfillSlot(_Closed):
+class BackfillSlot(TypedDict):
     at: str
     revision: int
 
 
-class BackfillRequested(_Closed):
+class BackfillRequested(TypedDict):
     """Slots of the past, to be run now, each under the spec in force at its instant unless the person chose otherwise.
     The specs stand here, so that a decision can be made again from this event."""
 
@@ -296,7 +289,7 @@ class BackfillRequested(_Closed):
     overlap: Literal["buffer_all", "allow_all"]
 
 
-class BackfillCancelled(_Closed):
+class BackfillCancelled(TypedDict):
     """The slots of a backfill that no decision has been made about are given up."""
 
     request: str
@@ -304,7 +297,7 @@ class BackfillCancelled(_Closed):
     reason: str
 
 
-class Paused(_Closed):
+class Paused(TypedDict):
     """By a person, or by `hermesd` itself after too many failures."""
 
     actor: str
@@ -323,14 +316,14 @@ class DaemonPaused(Paused):
     drain: bool
 
 
-class ArrivedFile(_Closed):
+class ArrivedFile(TypedDict):
     path: str
     size_bytes: int
     mtime_ns: int
     inode: int  # 0 where the file system gives a file another number each time
 
 
-class FilesArrived(_Closed):
+class FilesArrived(TypedDict):
     """Files that a job waits for are there, whole, and each is to be answered by one decision. A path that had arrived
     before and is not gone has been written again."""
 
@@ -338,7 +331,7 @@ class FilesArrived(_Closed):
     files: list[ArrivedFile]
 
 
-class FilesGone(_Closed):
+class FilesGone(TypedDict):
     """Files that had arrived are there no more, or the job does not wait for them any more: should such a path come
     again, it is a new arrival."""
 
@@ -346,7 +339,7 @@ class FilesGone(_Closed):
     paths: list[str]
 
 
-class FilesHidden(_Closed):
+class FilesHidden(TypedDict):
     """What keeps a job from seeing all the files it waits for, replacing what was said before; empty when nothing
     does any more."""
 
@@ -354,21 +347,21 @@ class FilesHidden(_Closed):
     problem: str
 
 
-class CancelRequested(_Closed):
+class CancelRequested(TypedDict):
     request: str
     run: str
     actor: str
     reason: str
 
 
-class ArtifactStored(_Closed):
+class ArtifactStored(TypedDict):
     run: str
     name: str
     digest: str
     bytes: int
 
 
-class ArtifactRedacted(_Closed):
+class ArtifactRedacted(TypedDict):
     """The content that a run left is deleted, by a person's wish: its folder, its steps' folders, and these artifacts.
     The chain keeps their digests, and that there was something."""
 
@@ -381,12 +374,12 @@ class ArtifactRedacted(_Closed):
     reason: str
 
 
-class Finding(_Closed):
+class Finding(TypedDict):
     where: str
     what: str
 
 
-class AuditFinished(_Closed):
+class AuditFinished(TypedDict):
     """Everything was read again up to `seq`: the bytes, the seals, and whether what is derived is what follows."""
 
     request: str
@@ -405,7 +398,7 @@ class AuditFinished(_Closed):
 NoticeOn = Literal["failed", "succeeded", "recovered", "missed", "skipped", "cancelled", "paused"]
 
 
-class NoticeQueued(_Closed):
+class NoticeQueued(TypedDict):
     """Somebody is to be told of something; recorded with it. From now on it is tried until it is delivered or given
     up, under one name, so that whoever gets it twice can see that it is one."""
 
@@ -421,19 +414,19 @@ class NoticeQueued(_Closed):
     slots: int  # how many it is about
 
 
-class NoticeDelivered(_Closed):
+class NoticeDelivered(TypedDict):
     notice: str
     attempt: int
 
 
-class NoticeFailed(_Closed):
+class NoticeFailed(TypedDict):
     notice: str
     attempt: int
     error: str
     retry_at: str | None  # None: it is given up
 
 
-class NoticeRequeued(_Closed):
+class NoticeRequeued(TypedDict):
     """A person wants a notice that was given up to be tried again."""
 
     request: str
@@ -442,7 +435,7 @@ class NoticeRequeued(_Closed):
     reason: str
 
 
-class UpgradeProbed(_Closed):
+class UpgradeProbed(TypedDict):
     """What one repository was found to be, before anything of it changes; `policies.upgrade.facts` tells its fields."""
 
     run: str  # of kind upgrade
@@ -452,7 +445,7 @@ class UpgradeProbed(_Closed):
     facts: dict[str, Json]
 
 
-class UpgradeChecked(_Closed):
+class UpgradeChecked(TypedDict):
     """What an independent reading of the whole ledger found, for the integrity gate."""
 
     run: str
@@ -461,7 +454,7 @@ class UpgradeChecked(_Closed):
     facts: dict[str, Json]
 
 
-class UpgradePlanned(_Closed):
+class UpgradePlanned(TypedDict):
     """What is to become of every repository of the job: decided once, from what was probed and is remembered."""
 
     run: str
@@ -477,7 +470,7 @@ class UpgradePlanned(_Closed):
     decision_hash: str
 
 
-class UpgradeStepped(_Closed):
+class UpgradeStepped(TypedDict):
     """Where a repository is after a step, as git says."""
 
     run: str
@@ -487,7 +480,7 @@ class UpgradeStepped(_Closed):
     facts: dict[str, Json]
 
 
-class UpgradeSettled(_Closed):
+class UpgradeSettled(TypedDict):
     """What became of one repository in one run: said once, whether or not anything was tried."""
 
     run: str
@@ -505,7 +498,7 @@ class UpgradeSettled(_Closed):
     url: str
 
 
-class _Told(_Closed):
+class _Told(TypedDict):
     """What a gateway tells of its engines. It may come late, after the daemon was away, and twice: `number` rises."""
 
     by: str  # the gateway's name
@@ -634,7 +627,7 @@ class GenerationFinished(_Told):
     tokens_per_second: float
 
 
-class NoteAdded(_Closed):
+class NoteAdded(TypedDict):
     request: str
     text: str
     actor: str
@@ -715,11 +708,6 @@ class IllegalEvent(Exception):
     """An event outside the vocabulary, or one that does not say what its type must say: a bug of ours."""
 
 
-@cache
-def _adapter(type_: str) -> TypeAdapter[Any]:
-    return TypeAdapter(VOCABULARY[type_])
-
-
 def draft(
     type_: str,
     subject: str,
@@ -732,10 +720,6 @@ def draft(
     """A legal event, ready for the ledger. IllegalEvent names the type and the first field that is wrong."""
     if type_ not in VOCABULARY or type_ in BY_THE_LEDGER:
         raise IllegalEvent(f"{type_!r} is no event type that may be drafted")
-    try:
-        _adapter(type_).validate_python(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise IllegalEvent(f"{type_}: {where}: {first['msg']}") from None
+    if (wrong := shape_of(VOCABULARY[type_], closed=True)(data)) is not None:
+        raise IllegalEvent(f"{type_}: {wrong}")
     return Draft(type=type_, subject=subject, data=data, id=id, cause=cause, corr=corr, tv=VERSIONS.get(type_, 1))

@@ -84,9 +84,8 @@ class _Change:
         return GraphPatch(tuple(self._put.values()), tuple(self._drop))
 
     def here(self) -> Node:
-        node = self._put.get(HERE) or self.graph.here
-        assert isinstance(node, Node)
-        return node
+        node = self._put.get(HERE)
+        return node if isinstance(node, Node) else self.graph.here
 
     def job(self, name: str) -> Job:
         node = self._put.get(f"job/{name}") or self.graph.jobs.get(name)
@@ -324,7 +323,8 @@ def _plan_decided(change: _Change, data: Any) -> None:
         verdict = decided["verdict"]
         verdicts[verdict] = verdicts.get(verdict, 0) + 1
         _decided(change, decided, record)
-        tokens = max(tokens, decided.get("token", 0))
+        if (token := decided.get("token", 0)) > tokens:
+            tokens = token
     change.put(change.here()._replace(tick=data["tick"], tokens=tokens))
     change.put(
         Decision(
@@ -357,7 +357,9 @@ def _decided(change: _Change, decided: Any, record: Record) -> None:
         raise Impossible(record, f"run {name!r} is over ({run.state})")
     of_job: dict[str, Any] = {}
     if decided["trigger"] == "schedule":
-        of_job["cursor_ms"] = max(job.cursor_ms, ms_of(decided.get("until", decided["at"])))
+        settled_ms = ms_of(decided.get("until") or decided["at"])
+        if settled_ms > job.cursor_ms:
+            of_job["cursor_ms"] = settled_ms
     if "consumes" in decided:
         of_job["consumed"] = {**job.consumed, **decided["consumes"]}
     if "request" in decided:
@@ -429,15 +431,22 @@ def _new_run(change: _Change, decided: Any, job: Job, record: Record) -> Run:
             # What the job says of every attempt holds for its steps, which are what an agent's attempts consist of.
             spec = {**step, "retry": above.spec["retry"], "grace": above.spec["grace"]}
         change.put(above._replace(children=(*above.children, decided["run"])))
-    return Run(
-        id=f"run/{decided['run']}", name=decided["run"], job=decided["job"], slot=decided["slot"], at=decided["at"],
-        trigger=decided["trigger"], state="waiting", reason="", rule="", revision=decided["revision"], spec=spec,
-        parent=parent, step=decided.get("step", ""), attempt=0, token=0, leases=(), decided_seq=0, created_at=record.ts,
-        started_at="", started_boot_ms=0, stopping_boot_ms=0, stopping_why="", forced=False, ended_at="", pid=0,
-        process_started=0, code=None, signal=None, not_before_ms=0, cpu_ms=None, rss_kib=None, outputs={}, artifacts={},
-        until=decided.get("until", ""), slots=decided.get("count", 1), children=(), tokens=0,
-        retries=decided.get("retries", ""), file=decided.get("file", ""), expected={}, notices={},
+    return _NEW._replace(
+        id=f"run/{decided['run']}", name=decided["run"], job=job.name, slot=decided["slot"], at=decided["at"],
+        trigger=decided["trigger"], revision=decided["revision"], spec=spec, parent=parent,
+        step=decided.get("step", ""), created_at=record.ts, until=decided.get("until", ""),
+        slots=decided.get("count", 1), retries=decided.get("retries", ""), file=decided.get("file", ""),
     )  # fmt: skip
+
+
+_NEW = Run(
+    id="", name="", job="", slot="", at="", trigger="", state="waiting", reason="", rule="", revision=0, spec={},
+    parent="", step="", attempt=0, token=0, leases=(), decided_seq=0, created_at="", started_at="", started_boot_ms=0,
+    stopping_boot_ms=0, stopping_why="", forced=False, ended_at="", pid=0, process_started=0, code=None, signal=None,
+    not_before_ms=0, cpu_ms=None, rss_kib=None, outputs={}, artifacts={}, until="", slots=1, children=(), tokens=0,
+    retries="", expected={}, notices={},
+)  # fmt: skip
+"""What every run has before it has a name. Its empty parts are shared by all, since nothing of a node ever changes."""
 
 
 def _run_started(change: _Change, data: Any) -> None:

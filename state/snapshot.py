@@ -28,13 +28,16 @@ from ledger.segment import KEEPING, OPEN
 from state.events import VERSIONS, VOCABULARY
 from state.graph import AnyNode, Graph, GraphPatch
 from state.projector import fold
+from state.spec import shared
 
 Json = Any
 
 FOLDER = "snapshots"
 KEPT = 2
 _OPENING = frozenset((OPEN, *KEEPING))
-FORMAT = 1
+FORMAT = 2
+ROWS_A_LINE = 200
+"""Of nodes. A whole snapshot read at once would take up several times what the graph does."""
 _NAME = re.compile(r"(\d{16})-([0-9a-f]{32})\.json")
 _KINDS: tuple[type, ...] = get_args(AnyNode)
 
@@ -99,39 +102,46 @@ def _shapes() -> dict[str, tuple[type, tuple[str, ...], tuple[tuple[int, bool], 
     return shapes
 
 
+@cache
+def _specs() -> dict[str, int]:
+    """Kind -> the place of the spec in it."""
+    return {kind: fields.index("spec") for kind, (_, fields, _) in _shapes().items() if "spec" in fields}
+
+
 def encode(graph: Graph, head: Head, projector: str) -> bytes:
-    """The bytes of a snapshot: the same graph at the same head gives the same bytes.
+    """The bytes of a snapshot, lines of JSON: the same graph at the same head gives the same bytes.
 
     Nodes stand in the order in which the graph has them, because the order of what is active is a part of the state.
     """
-    runs: list[tuple[str, list[AnyNode]]] = []
+    told = {
+        "v": FORMAT,
+        "seq": head.seq,
+        "hash": head.hash,
+        "projector": projector,
+        "vocabulary": vocabulary_digest(),
+        "fields": {kind: fields for kind, (_, fields, _) in _shapes().items()},
+    }
+    lines, kind, rows = [orjson.dumps(told)], "", list[tuple[Any, ...]]()
     for node in graph.nodes.values():
-        kind = type(node).__name__
-        if not runs or runs[-1][0] != kind:
-            runs.append((kind, []))
-        runs[-1][1].append(node)
-    return orjson.dumps(
-        {
-            "v": FORMAT,
-            "seq": head.seq,
-            "hash": head.hash,
-            "projector": projector,
-            "vocabulary": vocabulary_digest(),
-            "fields": {kind: fields for kind, (_, fields, _) in _shapes().items()},
-            "nodes": [[kind, [tuple(node) for node in nodes]] for kind, nodes in runs],
-        }
-    )
+        if len(rows) == ROWS_A_LINE or kind != type(node).__name__:
+            lines += [orjson.dumps([kind, rows])] if rows else []
+            kind, rows = type(node).__name__, []
+        rows.append(tuple(node))
+    lines += [orjson.dumps([kind, rows])] if rows else []
+    return b"\n".join(lines)
 
 
 def decode(data: bytes, projector: str) -> Snapshot | None:
     """None if it is of another format, projector or vocabulary, or no snapshot at all."""
     try:
-        told = orjson.loads(data)
+        lines = _lines(data)
+        told = orjson.loads(next(lines))
         mine = (FORMAT, projector, vocabulary_digest(), {kind: list(shape[1]) for kind, shape in _shapes().items()})
         if (told["v"], told["projector"], told["vocabulary"], told["fields"]) != mine:
             return None
         graph, head = Graph(), Head(told["seq"], told["hash"])
-        for kind, rows in told["nodes"]:
+        for line in lines:
+            kind, rows = orjson.loads(line)
             graph.merge(GraphPatch(tuple(_nodes(kind, rows))), head.seq)
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         return None
@@ -139,10 +149,22 @@ def decode(data: bytes, projector: str) -> Snapshot | None:
     return Snapshot(graph, head)
 
 
+def _lines(data: bytes) -> Iterator[memoryview]:
+    view, start = memoryview(data), 0
+    while start <= len(data):
+        end = data.find(b"\n", start)
+        end = len(data) if end < 0 else end
+        yield view[start:end]
+        start = end + 1
+
+
 def _nodes(kind: str, rows: Iterable[list[Json]]) -> Iterator[AnyNode]:
     made, _, tuples = _shapes()[kind]
     make = made._make  # type: ignore[attr-defined]
+    spec = _specs().get(kind)
     for row in rows:
+        if spec is not None:
+            row[spec] = shared(row[spec])
         for place, nested in tuples:
             row[place] = tuple(map(tuple, row[place])) if nested else tuple(row[place])
         yield make(row)

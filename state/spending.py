@@ -17,8 +17,8 @@ def accounts(job: str, spec: Mapping[str, Json], policy: Mapping[str, Json]) -> 
     """The accounts that a run of `job` draws on: its own where it has a budget, and those of its tags that the policy
     names as pools."""
     found = [f"job:{job}"] if spec.get("budget") else []
-    pools = policy.get("pools") or {}
-    return found + [f"tag:{tag}" for tag in spec.get("tags", ()) if tag in pools]
+    pools = policy.get("pools")
+    return found + [f"tag:{tag}" for tag in spec.get("tags", ()) if tag in pools] if pools else found
 
 
 def reserved(spending: Spending, at_ms: int, run: str, tokens: int) -> Spending:

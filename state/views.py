@@ -5,7 +5,7 @@ Each is a pure function of the graph, stamped with the ledger head it was made f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -30,6 +30,7 @@ Json = Any
 
 FOLDER = "state"
 NOTICES_SHOWN = 100
+_LAID_OUT = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
 RUNS_SHOWN = 1000
 """`runs.json` shows every run that is not over and so many of those that are; the ledger has them all."""
 
@@ -463,24 +464,27 @@ def head_in(data: bytes) -> Head | None:
 
 def render(graph: Graph, head: Head) -> dict[str, bytes]:
     """File name -> bytes, for every view that there is something to show in."""
+    return dict(_rendered(graph, head))
+
+
+def _rendered(graph: Graph, head: Head) -> Iterator[tuple[str, bytes]]:
+    """One after another, since those of a large graph take up more than the graph."""
     made = {**VIEWS, **{name: view for name, (there, view) in SOMETIMES.items() if there(graph)}}
     stamp, upgrades = {"seq": head.seq, "hash": head.hash}, upgrade_views.wanted(graph)
-    files = {}
     for name, view in made.items():
         told = {"view": name, "head": stamp, **view(graph)}
         if upgrades and name in upgrade_views.ADDED:
             field, more = upgrade_views.ADDED[name]
             told[field] = more(graph)
-        files[file_of(name)] = orjson.dumps(told, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n"
+        yield file_of(name), orjson.dumps(told, option=_LAID_OUT)
     if upgrades:
         lines = [{"view": upgrade_views.HISTORY, "head": stamp}, *upgrade_views.history(graph)]
         told_lines = (orjson.dumps(line, option=orjson.OPT_SORT_KEYS) + b"\n" for line in lines)
-        files[file_of(upgrade_views.HISTORY)] = b"".join(told_lines)
-    return files
+        yield file_of(upgrade_views.HISTORY), b"".join(told_lines)
 
 
 def publish(disk: Disk, graph: Graph, head: Head) -> None:
     """Write every view; a reader sees whole files only. Not made durable: replay gives them back."""
     disk.make_folder(FOLDER)
-    for name, data in render(graph, head).items():
+    for name, data in _rendered(graph, head):
         write_atomically(disk, f"{FOLDER}/{name}", data, durable=False)

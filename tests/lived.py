@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -140,6 +141,11 @@ class Life:
         self.fates[key] = fate = self.fate_of(*key)
         self.ends[key] = (self.clock.wall_ms + fate.ms, fate)
         self.told.append(Began(*key, 7, 7))
+
+    def together(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def recorded(self, run: str, attempt: int) -> None: ...
 
     def resume(self, order: Order, pid: int | None, started: int | None) -> None: ...
 

@@ -43,7 +43,7 @@ class Story:
         self.policy: SchedulingPolicy = adopt(DEFAULTS, policy)
         self.jobs: dict[str, Accepted] = {}
         self.record(
-            draft("policy.adopted", "policy", {"digest": self.policy.digest(), "policy": self.policy.model_dump()})
+            draft("policy.adopted", "policy", {"digest": self.policy.digest(), "policy": self.policy.values()})
         )
         self.resources()
 

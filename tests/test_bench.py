@@ -51,14 +51,17 @@ def test_without_json_people_get_a_table_and_a_file_gets_the_json(tmp_path: Path
 
 
 def test_a_section_is_its_parts_each_once() -> None:
-    assert _sections("replay,ledger,idle") == ("replay", "append", "producers", "idle")
+    assert _sections("replay,ledger,idle") == ("replay", "append", "producers", "memory", "idle")
     assert _sections(",".join(SECTIONS)) == PARTS
 
 
 def test_an_unknown_section_is_refused_with_the_known_ones() -> None:
     done = bench("--section", "ledgre")
     assert done.returncode == 2
-    assert "no section 'ledgre'; the sections and their parts are ledger (append, producers, replay)" in done.stderr
+    assert (
+        "no section 'ledgre'; the sections and their parts are ledger (append, producers, replay, memory)"
+        in done.stderr
+    )
 
 
 def test_a_peer_that_is_not_installed_is_named_and_the_others_are_measured(

@@ -31,7 +31,7 @@ Json = Any
 
 
 def files(path: Path | str, settle_ms: int = 0) -> Files:
-    return Files.model_validate({"path": str(path), "settle": f"{settle_ms}ms"})
+    return Files(str(path), settle_ms)
 
 
 def put(folder: Path, *names: str) -> None:
@@ -401,9 +401,9 @@ def test_a_look_for_a_pattern_that_has_changed_meanwhile_tells_nothing(tmp_path:
     put(tmp_path, "in/a.txt", "out/a.txt")
     home = Home(tmp_path / "home")
     home.make()
-    daemon = Daemon(home)
     text = "{name: a, kind: command, argv: [x], schedule: {on: {path: '%s', settle: 0}}, enabled: true}\n"
     (home.jobs / "a.yaml").write_text(text % (tmp_path / "out/*"))
+    daemon = Daemon(home)
     try:
         daemon.loop.begin()
         late = Look("a", files(tmp_path / "in/*"), SystemClock().now(), {str(tmp_path / "in/a.txt"): "1-1-1"}, (), "")

@@ -19,6 +19,8 @@ pytest.importorskip("torch")
 pytest.importorskip("uvicorn")
 
 import httpx
+from remote_servers import OllamaHandler, url
+from remote_servers import serving as serving_ollama
 
 from daemon.gateway_watch import LOG, LOG_BYTES_MAX, GatewayWatch
 from daemon.inference.pool import Fact
@@ -69,12 +71,19 @@ def told(home: Path, type_: str) -> list[Any]:
     return [dict(record.data) for record in read(OsDisk(home)) if record.type == type_]
 
 
-def say(home: Path) -> str:
+def say(home: Path, model: str) -> str:
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(home / "gateway.sock")), timeout=DEADLINE_S) as client:
-        body = {"model": "hermes-mini", "messages": [{"role": "user", "content": "Triage this log line: link down"}]}
+        body = {"model": model, "messages": [{"role": "user", "content": "Triage this log line: link down"}]}
         said = client.post("http://gateway/v1/chat/completions", json={**body, "temperature": 0, "max_tokens": 8})
     assert said.status_code == 200, said.text
     return str(said.json()["choices"][0]["message"]["content"])
+
+
+@pytest.fixture
+def ollama() -> Iterator[str]:
+    """A model behind another server: its engine loads at once."""
+    with serving_ollama(OllamaHandler) as server:
+        yield url(server)
 
 
 @pytest.fixture
@@ -85,29 +94,30 @@ def home(tmp_path: Path) -> Iterator[Path]:
         os.kill(left[0], signal.SIGKILL)
 
 
-def test_the_gateway_outlives_the_daemon_and_what_it_does_meanwhile_is_recorded_once(home: Path) -> None:
-    (home / "hermesd.yaml").write_text("gateway:\n  model_name: hermes-mini\n")
+def test_the_gateway_outlives_the_daemon_and_what_it_does_meanwhile_is_recorded_once(home: Path, ollama: str) -> None:
+    far = f"gateway:\n  model_name: far\n  models: {{far: {{backend: ollama, model: tiny, url: '{ollama}'}}}}\n"
+    (home / "hermesd.yaml").write_text(far)
     (home / "jobs" / "ask.yaml").write_text(JOB)
     with Foreground(home) as daemon:
         engine = until(lambda: serving(home), "an engine serves, and the ledger knows")
         gateway = gateway_of(home)
         assert gateway is not None
-        assert say(home) == "warning network"
+        assert say(home, "far") == "The disk is full."
         listed = answer("engines", "list", "--home", home)
         assert [each["state"] for each in listed["engines"]] == ["serving"]
         daemon.process.kill()
         daemon.process.wait()
         assert gateway_of(home) == gateway
-        assert say(home) == "warning network"
+        assert say(home, "far") == "The disk is full."
         spool = home / "engines" / FILE
         until(lambda: b"generation.finished" in spool.read_bytes(), "it waits in the spool")
+    (home / "hermesd.yaml").write_text("gateway:\n  model_name: hermes-mini\n")
     with Foreground(home) as daemon:
         until(lambda: len(told(home, "generation.finished")) == 2, "what happened meanwhile is recorded")
         assert gateway_of(home) == gateway
         assert len(told(home, "gateway.started")) == 1
         os.kill(gateway[0], signal.SIGKILL)
-        again = until(lambda: gateway_of(home), "another gateway is started")
-        assert again != gateway
+        again = until(lambda: (new := gateway_of(home)) != gateway and new, "another gateway is started")
         until(lambda: (new := serving(home)) and new["pid"] != engine["pid"], "with an engine of its own")
         until(lambda: not (old := identity.process(engine["pid"])) or not old.alive, "the engine went with its gateway")
         ran = answer("start", "ask", "--wait", "--home", home)["run"]

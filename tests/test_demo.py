@@ -93,7 +93,7 @@ def test_every_slot_was_due_by_its_schedule_and_started_once_and_ended_once(play
     for decided in slots:
         spec = parse_job(last[decided["job"]]["data"]["spec"])
         at_ms = round(datetime.fromisoformat(decided["at"]).timestamp() * 1000)
-        assert due.next_slot(spec.schedule, at_ms - 1) == at_ms
+        assert due.next_slot(spec.when, at_ms - 1) == at_ms
     claims = [path.parent for path in (played.home / "runs").glob("*/*/claim")]
     agents = {d["run"] for d in played.decided() if d["job"] == "morning-report" and d["trigger"] == "schedule"}
     assert sorted(folder.parent.name for folder in claims) == sorted(set(ends) - agents)
@@ -216,7 +216,7 @@ def test_the_shipped_job_files_are_sound_as_they_are_and_as_the_demo_writes_them
         (tmp_path / path.name).write_text(text)
     loaded = jobfiles.load(tmp_path, "America/New_York")
     assert loaded.problems == []
-    assert {due.next_slot(job.schedule, due_s * 1000 - 1) for job, _ in loaded.jobs.values()} == {due_s * 1000}
+    assert {due.next_slot(job.when, due_s * 1000 - 1) for job, _ in loaded.jobs.values()} == {due_s * 1000}
     assert loaded.jobs["triage-log"][0].canonical()["lines"]["paths"] == ["/var/log/one.log", "/var/log/two.log"]
 
 

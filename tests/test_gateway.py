@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import socket
 import stat
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from daemon.home import Home
 
 Json = Any
 
+EXAMPLES = int(os.environ.get("HERMES_EXAMPLES", "4"))
+"""Requests of each kind to each operation."""
 TALK = [{"role": "user", "content": "route: what time is it in Paris?"}]
 LONG: Json = {"model": MINI, "prompt": "route: hello", "ignore_eos": True, "temperature": 0}
 
@@ -444,30 +446,11 @@ def test_other_things_that_are_no_request(gateway: Gateway, client: httpx.Client
     assert client.get("/v1/models").status_code == 200
 
 
-def test_many_at_once_are_all_answered(gateway: Gateway) -> None:
-    def one(number: int) -> str:
-        with gateway.client() as client:
-            asked = {"model": MINI, "messages": TALK, "temperature": 0, "max_tokens": 4}
-            said = client.post("/v1/chat/completions", json=asked).raise_for_status().json()
-            return str(said["choices"][0]["message"]["content"])
-
-    with ThreadPoolExecutor(32) as threads:
-        assert set(threads.map(one, range(64))) == {"simple"}
-
-
 def test_a_restart_leaves_nothing_behind_and_a_second_gateway_is_refused(tmp_path: Path) -> None:
-    home = make_home(tmp_path / "home", "gateway:\n  engines: {waiting_max: 1}\n")
+    home = make_home(tmp_path / "home")
     with Gateway(home) as first:
         said = hermesd("gateway", "--home", home, code=75)
         assert "listens on" in said.stderr
-        body = json.dumps(LONG | {"max_tokens": 3}).encode()
-        with raw(first) as waits:
-            waits.sendall(head(body) + body)
-            first.until(first.running, "the request never came")
-            with first.client() as client:  # while the model is loaded nobody else may wait
-                full = client.post("/v1/completions", json=LONG)
-        assert (full.status_code, full.json()["error"]["code"]) == (429, "queue_full")
-        assert int(full.headers["retry-after"]) >= 1
         assert first.stop() == 0
     assert not (home / "gateway.sock").exists()
     assert not (home / "gateway.json").exists()
@@ -523,7 +506,7 @@ def test_schemathesis_finds_nothing(gateway: Gateway) -> None:
     for found in schema.get_all_operations():
         for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
             tried += conforming(gateway, found.ok(), mode is schemathesis.GenerationMode.POSITIVE, mode)
-    assert tried > 120
+    assert tried > 25 * EXAMPLES
     assert gateway.logged("bug") == []
 
 
@@ -535,7 +518,7 @@ def conforming(gateway: Gateway, operation: Any, positive: bool, mode: Any) -> i
     tried = 0
 
     @settings(
-        max_examples=5, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+        max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES == 4, database=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(case=operation.as_strategy(generation_mode=mode))

@@ -91,6 +91,40 @@ def test_the_daemons_process_imports_no_model_library() -> None:
     assert not {"torch", "transformers", "bitsandbytes", "numpy", "simulations"} & set(loaded)
 
 
+HEAVY = {
+    "typer", "click", "rich", "pydantic", "pydantic_core", "yaml", "jsonschema", "apscheduler", "tzlocal",
+    "asyncio", "ssl", "concurrent", "multiprocessing", "http", "email", "zipfile", "importlib.metadata",
+}  # fmt: skip
+"""What a daemon does not carry along: each takes from half a megabyte to ten, for as long as it lives. Other processes
+read what people write (`daemon.written`), speak HTTP and run models."""
+
+
+def test_a_daemon_that_has_started_and_run_a_command_holds_none_of_the_heavy_modules(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    program = (
+        "import sys; from pathlib import Path; import daemon.cli.process\n"
+        "from daemon.home import Home; from daemon.serve import Daemon\n"
+        "home = Home(Path(sys.argv[1])); home.make()\n"
+        "(home.policies / 'scheduling.yaml').write_text('max_running: 3')\n"
+        "job = '{name: a, kind: command, argv: [echo], schedule: {every: 1s}}'\n"
+        "(home.jobs / 'a.yaml').write_text(job)\n"
+        "daemon = Daemon(home); tick = daemon.loop.tick\n"
+        "def turn(reasons=frozenset()):\n"
+        "    again = tick(reasons)\n"
+        "    if daemon.loop.graph.here.counts.get('succeeded'): daemon.waker.poke('stop')\n"
+        "    return again\n"
+        "daemon.loop.tick = turn\n"
+        "daemon.run(); daemon.close()\n"
+        "print(daemon.loop.graph.here.counts, sorted(sys.modules), sep='\\n')\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program, str(home)], capture_output=True, text=True, check=True, cwd=ROOT, timeout=120
+    )
+    counts, modules = map(ast.literal_eval, said.stdout.splitlines())
+    assert counts["succeeded"] >= 1
+    assert sorted(HEAVY & set(modules)) == []
+
+
 def test_no_other_distribution_owns_the_name_of_a_room() -> None:
     owners = importlib.metadata.packages_distributions()
     taken = {room: owners[room] for room in FLOORS if set(owners.get(room, [])) - {"hermesd"}}
@@ -118,6 +152,7 @@ def test_nothing_in_the_tree_names_a_path_of_one_machine() -> None:
         name
         for name in listed.stdout.decode().split("\0")
         if name.endswith((".py", ".md", ".toml", ".yaml", ".txt", "Makefile"))
+        and (ROOT / name).exists()
         and any(path in (ROOT / name).read_text(errors="replace") for path in paths)
     ]
     assert named == []

@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from engine_place import DEADLINE_S, PROMPT, SAID, Place, descriptors, place, run, until, wide  # noqa: F401
+
 from daemon.inference import pool as pool_module
-from daemon.inference.forkserver import POSSIBLE, ForkServer
-from daemon.inference.handle import environment_of
 from daemon.inference.hermes_mini import FOLDER
 from daemon.inference.pool import (
     BadRequest,
@@ -42,34 +40,6 @@ from daemon.inference.pool import (
 )
 from daemon.inference.runtimes import Done, Generation, Piece, Spec
 from policies.engines import Limits
-
-DEADLINE_S = 120.0
-PROMPT = "Triage this log line: link down"
-SAID = "warning network"
-
-
-class Place:
-    """One event loop for all stories, and one fork server."""
-
-    runner: asyncio.Runner
-    server: ForkServer | None = None
-
-
-@pytest.fixture(scope="module", autouse=True)
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("forkserver")
-    with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as Place.runner:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        if POSSIBLE:
-            Place.server = ForkServer(folder, environment_of(folder))
-            Place.runner.run(Place.server.start())
-        yield
-        if Place.server is not None:
-            Place.runner.run(ended(Place.server))
-
-
-async def ended(server: ForkServer) -> None:
-    server.close()
 
 
 @contextlib.asynccontextmanager
@@ -111,17 +81,6 @@ async def answer(pool: EnginePool, request: Generation, model: str = "mini", **h
     return "".join(one.text for one in said if isinstance(one, Piece))
 
 
-async def until(true: Callable[[], object], what: str) -> None:
-    ends = time.monotonic() + DEADLINE_S
-    while not true():
-        assert time.monotonic() < ends, f"in vain: {what}"
-        await asyncio.sleep(0.01)
-
-
-def run(story: Coroutine[Any, Any, None]) -> None:
-    Place.runner.run(asyncio.wait_for(story, 2 * DEADLINE_S))
-
-
 def types(facts: list[Fact], *wanted: str) -> list[str]:
     return [fact.type for fact in facts if not wanted or fact.type in wanted]
 
@@ -135,8 +94,8 @@ def test_an_engine_lives_from_spawn_to_drain_and_serves_many_at_once(tmp_path: P
 
     async def story() -> None:
         async with a_pool(tmp_path) as (pool, facts):
-            before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-            together = [answer(pool, ask(f"r{n}", max_new_tokens=1)) for n in range(1000)]
+            before = descriptors()
+            together = [answer(pool, ask(f"r{n}", max_new_tokens=1)) for n in range(200)]
             assert set(await asyncio.gather(*together)) == {SAID.split()[0]}
             assert await answer(pool, ask()) == SAID
             assert types(facts)[:4] == ["model.registered", "engine.spawned", "engine.loaded", "engine.warmed"]
@@ -150,15 +109,14 @@ def test_an_engine_lives_from_spawn_to_drain_and_serves_many_at_once(tmp_path: P
             await _has_several_choices_seeds_and_logprobs(pool)
             await _is_flat(pool)
             (engine,) = pool.engines()
-            assert engine.served >= 1000
+            assert engine.served >= 200
             await pool.unload("mini")
             assert pool.engines() == []
             assert not psutil.pid_exists(engine.pid)
             assert types(facts)[-2:] == ["engine.draining", "engine.ended"]
             assert last(facts, "engine.ended")["why"] == "unloaded"
             assert list((tmp_path / "engines").iterdir()) == []
-            if before:
-                assert len(os.listdir("/proc/self/fd")) <= before + 2
+            assert descriptors() <= before + 2
         with pytest.raises(EngineLost):
             await answer(pool, ask())
 
@@ -213,7 +171,7 @@ def test_an_engine_lives_from_spawn_to_drain_and_serves_many_at_once(tmp_path: P
     async def _is_flat(pool: EnginePool) -> None:
         process = psutil.Process(pool.engines()[0].pid)
         before, files = process.memory_info().rss, process.num_fds()
-        for start in range(0, 300, 100):
+        for start in (0, 100):
             await asyncio.gather(*(answer(pool, ask(f"f{start + n}", max_new_tokens=1)) for n in range(100)))
         assert process.memory_info().rss < before + (32 << 20)
         assert process.num_fds() == files
@@ -281,37 +239,6 @@ def test_an_exact_answer_goes_on_in_another_engine_as_if_nothing_had_happened(tm
             assert first["determinism"]
 
     run(story())
-
-
-def wide(folder: Path, dtype: str = "F32", inner: int = 64) -> Path:
-    """A checkpoint of zeros whose keys and values take 256 KiB a token; `inner` makes its weights larger."""
-    shutil.copytree(FOLDER, folder)
-    config = json.loads((folder / "config.json").read_text())
-    hidden, width, vocabulary = 64, 32_768, config["vocab_size"]
-    config |= {
-        "hidden_size": hidden, "num_hidden_layers": 1, "num_attention_heads": 64, "head_dim": width // 64,
-        "num_key_value_heads": 64, "intermediate_size": inner, "tie_word_embeddings": False,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    layer = "model.layers.0."
-    shapes = {
-        "model.embed_tokens.weight": [vocabulary, hidden], "lm_head.weight": [vocabulary, hidden],
-        "model.norm.weight": [hidden], f"{layer}input_layernorm.weight": [hidden],
-        f"{layer}post_attention_layernorm.weight": [hidden], f"{layer}self_attn.q_proj.weight": [width, hidden],
-        f"{layer}self_attn.k_proj.weight": [width, hidden], f"{layer}self_attn.v_proj.weight": [width, hidden],
-        f"{layer}self_attn.o_proj.weight": [hidden, width], f"{layer}mlp.gate_proj.weight": [inner, hidden],
-        f"{layer}mlp.up_proj.weight": [inner, hidden], f"{layer}mlp.down_proj.weight": [hidden, inner],
-    }  # fmt: skip
-    header, at = {}, 0
-    for name, shape in shapes.items():
-        size = math.prod(shape) * {"F32": 4, "BF16": 2}[dtype]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + at)
-    return folder
 
 
 def test_out_of_memory_while_generating_climbs_the_ladder(tmp_path: Path) -> None:

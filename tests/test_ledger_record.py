@@ -24,8 +24,10 @@ from ledger.record import GENESIS, LINE_BYTES_MAX, Draft, Unsound, check, compos
 from ledger.segment import Segment, named
 
 
-def line_of(draft: Draft, *, seq: int = 1, number: int = 1, count: int = 1, previous: str = GENESIS) -> bytes:
-    return encode(draft, at(), seq=seq, epoch=1, number=number, count=count, previous=previous)
+def line_of(
+    draft: Draft, *, seq: int = 1, epoch: int = 1, number: int = 1, count: int = 1, previous: str = GENESIS
+) -> bytes:
+    return encode(draft, at(), seq=seq, epoch=epoch, number=number, count=count, previous=previous)
 
 
 def refused(data: Any) -> str:
@@ -131,13 +133,28 @@ def test_the_chain_takes_only_what_follows() -> None:
     chain.take(first)
     good: dict[str, Any] = {"seq": 2, "number": 1, "count": 3, "previous": chain.hash}
     wrong: dict[str, Any]
-    for wrong in ({"seq": 3}, {"seq": 1}, {"number": 0}, {"number": 2}, {"number": 3}, {"previous": GENESIS}):
-        with pytest.raises(Unsound):
+    another = "the record does not name the one before it as its predecessor"
+    begin = "the record is of the batch that began with seq {}; a batch must begin"
+    for wrong, why in (
+        ({"seq": 3}, "seq is 3; 2 must come next"),
+        ({"seq": 1}, "seq is 1; 2 must come next"),
+        ({"number": 0}, begin.format(3)),
+        ({"number": 2}, begin.format(1)),
+        ({"number": 3}, begin.format(0)),
+        ({"epoch": 2}, "the record is of epoch 2; the segment is of epoch 1"),
+        ({"previous": GENESIS}, another),
+    ):
+        with pytest.raises(Unsound, match=f"^{why}$"):
             chain.take(line_of(fact(1), **{**good, **wrong})[:-1])
     second = chain.take(line_of(fact(1), **good)[:-1])
     within: dict[str, Any] = {"seq": 3, "number": 2, "count": 2, "previous": second.hash}
-    for wrong in ({"number": 1}, {"number": 3, "count": 3}, {"count": 1, "number": 1}):
-        with pytest.raises(Unsound):
+    go_on = "the record is of the batch that began with seq {}; the batch that began with seq 2 must go on"
+    for wrong, why in (
+        ({"number": 1}, go_on.format(3)),
+        ({"number": 3, "count": 3}, go_on.format(1)),
+        ({"count": 1, "number": 1}, go_on.format(3)),
+    ):
+        with pytest.raises(Unsound, match=f"^{why}$"):
             chain.take(line_of(fact(2), **{**within, **wrong})[:-1])
     last = chain.take(line_of(fact(2), **within)[:-1])
     assert (last.seq, last.batch, last.more) == (3, 2, False)
@@ -154,7 +171,14 @@ def test_many_lines_are_taken_as_one_by_one_they_would_be() -> None:
     forged = b'{"seq":4]' + lines[3][-38:-10]  # hashed, and no JSON
     no_json = [*lines[:3], forged + hash_of(forged)[:8].encode() + b'"}']
     other_seq = [*lines[:3], line_of(fact(4), seq=9, number=2, count=3, previous=decode(lines[2]).hash)[:-1]]
-    for some, until in ((lines, 0), (lines, 4), (lines, 9), ([*lines[:4], lines[5]], 0), (no_json, 0), (other_seq, 0)):
+    left_out = [*lines[:3], line_of(fact(4), seq=5, number=3, count=9, previous=decode(lines[2]).hash)[:-1]]
+    forged = lines[3][:-10].replace(b'{"seq":4,"n":2,', b'{"n":2,"seq":4,')
+    other_start = [*lines[:3], forged + hash_of(forged)[:8].encode() + b'"}']
+    own_hash = [*lines[:3], lines[3][:-3] + b'="}', *lines[4:]]
+    of_none = [*lines[:3], lines[3][-40:], *lines[4:]]
+    whole = ((lines, 0), (lines, 4), (lines, 9))
+    broken = ([*lines[:4], lines[5]], no_json, other_seq, left_out, other_start, own_hash, of_none)
+    for some, until in (*whole, *((some, 0) for some in broken)):
         one, many = Chain(), Chain()
         for chain in (one, many):
             chain.enter(Segment(1, 1, 1))

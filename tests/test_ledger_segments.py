@@ -16,6 +16,7 @@ from ledger_home import WRITER, at, copy_of, fact, last_segment, opened, segment
 
 from daemon.system import OsDisk
 from ledger import frames, manifest, merkle, proof, seal, standalone
+from ledger import segment as segment_module
 from ledger.archive import archive
 from ledger.errors import Corrupt, Full, Missing, Poisoned
 from ledger.ledger import Bounds, Ledger
@@ -23,7 +24,7 @@ from ledger.manifest import MANIFEST
 from ledger.reader import Tail, read
 from ledger.record import Draft, Record, Unsound
 from ledger.recovery import survey
-from ledger.segment import ARCHIVE, OPEN, Segment, segments_in
+from ledger.segment import ARCHIVE, OPEN, Segment, lines, segments_in, stretches
 from ledger.verify import verify
 from simulations.disk import PowerCut, SimDisk
 
@@ -338,6 +339,31 @@ def test_an_archive_nobody_here_can_unpack_is_named_and_is_no_success(
     standalone.damages.clear()
     assert standalone.main(tmp_path) == 3
     assert f"{segments_in(disk.list('ledger'))[0].name}.zst could not be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("chunk_bytes", [7, 100, 1 << 22])
+def test_a_segment_is_read_in_chunks_of_any_size_also_when_it_is_archived_between_two(
+    monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(segment_module, "_CHUNK_BYTES", chunk_bytes)
+    disk = SimDisk(1)
+    rotated(disk)
+    path = segment_paths(disk)[0]
+    data = disk.read(path)
+    told = [(at, data[at:].split(b"\n")[0]) for at in (0, *(n + 1 for n, byte in enumerate(data[:-1]) if byte == 10))]
+    third = told[2][0]
+    assert list(lines(disk, path)) == told
+    assert list(lines(disk, path, third)) == told[2:]
+    assert [(at, len(some)) for at, some in stretches(disk, path, 0, 1)] == [(at, 1) for at, _ in told]
+    reading = lines(disk, path)
+    first = next(reading)
+    archive(disk, keep=0)
+    assert not disk.exists(path)
+    assert [first, *reading] == told
+    disk.corrupt(path + ARCHIVE, b"?" + disk.read(path + ARCHIVE)[1:])
+    with pytest.raises(Corrupt) as caught:
+        list(lines(disk, path))
+    assert (caught.value.file, caught.value.offset) == (path + ARCHIVE, 0)
 
 
 def test_a_large_archive_is_read_from_any_offset_frame_by_frame() -> None:

@@ -208,6 +208,22 @@ def test_a_full_disk_does_not_keep_the_ledger_from_closing() -> None:
     assert opened(disk).recovery.head.seq == 2
 
 
+def test_a_closed_ledger_writes_nothing_more_whoever_holds_it_now() -> None:
+    disk = SimDisk(1)
+    ledger = opened(disk)
+    ledger.append([fact(0)], at())
+    ledger.close()
+    after = opened(disk)
+    after.append([fact(1)], at())
+    operations = disk.operations
+    for call in (lambda: ledger.append([fact(2)], at()), ledger.commit, ledger.note_head):
+        with pytest.raises(Poisoned, match="takes no more records: it is closed; restart"):
+            call()
+    ledger.close()
+    assert disk.operations == operations
+    assert numbers(disk) == [0, 1]
+
+
 def test_a_full_disk_is_named_when_the_ledger_cannot_be_opened() -> None:
     disk = SimDisk(1)
     grown(disk)

@@ -403,7 +403,7 @@ def test_a_person_names_the_file_that_the_job_is_to_be_started_for() -> None:
     ],
 )
 def test_a_pattern_has_a_part_that_is_fixed(path: str, parts: tuple[str, ...], fixed: int) -> None:
-    files = Files(path=path)
+    files = Files(path, 1000)
     assert (files.parts, files.fixed) == (parts, fixed)
 
 

@@ -438,7 +438,7 @@ CHANGES: dict[str, tuple[str, Callable[[Question], Question]]] = {
         "jobs",
         lambda q: replace(q, jobs={**q.jobs, "a": q.jobs["a"]._replace(removed=True)}),
     ),
-    "the policy": ("policy", lambda q: replace(q, policy=q.policy.model_copy(update={"max_running": 3}))),
+    "the policy": ("policy", lambda q: replace(q, policy=replace(q.policy, max_running=3))),
     "who holds a lease": ("leases", lambda q: replace(q, leases={**q.leases, "k": ("x", 1, True)})),
     "the latest token": ("leases", lambda q: replace(q, tokens=q.tokens + 1)),
     "how far a job is accounted for": (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ledger.instant import ms_of, text_of
 from policies import due
 from policies.fault import BadValue
-from policies.schedule import AfterSchedule, AtSchedule, CronSchedule, EverySchedule, ManualSchedule
+from policies.job import parse_job
 from policies.upcoming import upcoming
 from policies.zone import local_text, zone_named
 from simulations import watcher
@@ -18,7 +18,11 @@ CASES = json.loads((Path(__file__).parent / "data" / "slots.json").read_text())
 
 
 def cron(expression, zone="UTC"):
-    return CronSchedule(cron=expression, timezone=zone)
+    return when(cron=expression, timezone=zone)
+
+
+def when(**schedule):
+    return parse_job({"name": "x", "kind": "command", "argv": ["true"], "schedule": schedule}).when
 
 
 def texts(schedule, after, until, limit=100):
@@ -142,39 +146,39 @@ def test_each_day_of_a_year_has_its_one_slot_in_every_odd_zone():
 
 
 def test_an_interval_lies_on_the_grid_of_the_epoch():
-    schedule = EverySchedule(every="30m", offset="5m")
+    schedule = when(every="30m", offset="5m")
 
     assert texts(schedule, "2026-01-01T00:05:00Z", "2026-01-01T01:10:00Z") == [
         "2026-01-01T00:35:00Z",
         "2026-01-01T01:05:00Z",
     ]
     assert due.next_slot(schedule, -1) == 300_000
-    assert due.next_slot(EverySchedule(every="7s"), 10**15) == (10**15 // 7000 + 1) * 7000
+    assert due.next_slot(when(every="7s"), 10**15) == (10**15 // 7000 + 1) * 7000
 
 
 def test_a_moment_is_due_once():
-    schedule = AtSchedule(at="2026-12-01T09:00", timezone="Europe/Paris")
+    schedule = when(at="2026-12-01T09:00", timezone="Europe/Paris")
 
     assert due.next_slot(schedule, ms_of("2026-12-01T07:59:59Z")) == ms_of("2026-12-01T08:00:00Z")
     assert due.next_slot(schedule, ms_of("2026-12-01T08:00:00Z")) is None
-    assert due.next_slot(AtSchedule(at="2026-12-01T09:00+05:30"), 0) == ms_of("2026-12-01T03:30:00Z")
+    assert due.next_slot(when(at="2026-12-01T09:00+05:30"), 0) == ms_of("2026-12-01T03:30:00Z")
 
 
 def test_a_moment_that_the_wall_skips_or_doubles():
-    skipped = AtSchedule(at="2027-03-28T02:30", timezone="Europe/Berlin")
-    doubled = AtSchedule(at="2027-10-31T02:30", timezone="Europe/Berlin")
+    skipped = when(at="2027-03-28T02:30", timezone="Europe/Berlin")
+    doubled = when(at="2027-10-31T02:30", timezone="Europe/Berlin")
 
     assert due.next_slot(skipped, 0) == ms_of("2027-03-28T01:00:00Z")
     assert "02:30 does not exist" in due.explain_shift(skipped, ms_of("2027-03-28T01:00:00Z"))
     assert due.next_slot(doubled, 0) == ms_of("2027-10-31T00:30:00Z")
     with pytest.raises(ValueError, match="never was"):
-        AtSchedule(at="2011-12-30T09:00", timezone="Pacific/Apia")
+        when(at="2011-12-30T09:00", timezone="Pacific/Apia")
 
 
 def test_after_and_manual_have_no_slots():
-    assert due.next_slot(AfterSchedule(after=["other"]), 0) is None
-    assert due.next_slot(ManualSchedule(), 0) is None
-    assert due.slots(ManualSchedule(), 0, 10**13, 5) == []
+    assert due.next_slot(when(after=["other"]), 0) is None
+    assert due.next_slot(when(manual=True), 0) is None
+    assert due.slots(when(manual=True), 0, 10**13, 5) == []
 
 
 def test_the_limit_and_both_ends_of_a_window():

@@ -61,7 +61,7 @@ def foreseen(
         witness,
         Now(FRIDAY * 1_000_000, 1_000_000 * 1_000_000),
     )
-    future.take(draft("policy.adopted", "policy", {"digest": rules.digest(), "policy": rules.model_dump()}))
+    future.take(draft("policy.adopted", "policy", {"digest": rules.digest(), "policy": rules.values()}))
     future.take(draft("resources.sampled", "node/here", RESOURCES))
     for event in changes(future.graph, jobs, []):
         future.take(event)

@@ -12,9 +12,11 @@ from ledger.reader import read
 from ledger.record import Draft
 from policies.agenda import Agenda
 from policies.replay import Past
+from state import projector
 from state.events import VOCABULARY, IllegalEvent, draft
-from state.graph import Edge, Run, snapshot
+from state.graph import Edge, Graph, Run, snapshot
 from state.projector import Impossible, Unknown, apply, fold
+from state.snapshot import encode
 from state.views import VIEWS, publish, render
 
 
@@ -46,6 +48,22 @@ def test_folding_the_ledger_again_gives_the_same_graph_indexes_and_views() -> No
         story.graph.active, story.graph.leases, story.graph.jobs,
     )  # fmt: skip
     assert render(again.graph, head) == render(story.graph, head)
+
+
+def test_folding_all_at_once_gives_the_bytes_that_patch_by_patch_does() -> None:
+    story = lively()
+    head, records = story.ledger.head, list(read(story.disk))
+    by_patches = Graph()
+    for record in records:
+        by_patches.merge(apply(by_patches, record), record.seq)
+    at_once = fold(Graph(), records)
+    assert encode(at_once, head, "") == encode(by_patches, head, "") == encode(story.graph, head, "")
+    assert (at_once.active, at_once.holding, at_once.decisions) == (
+        by_patches.active, by_patches.holding, by_patches.decisions,
+    )  # fmt: skip
+    # Runs share what is empty in them: one that changed it in place would change all.
+    new = projector._NEW
+    assert [new.outputs, new.artifacts, new.expected, new.notices] == [{}, {}, {}, {}]
 
 
 def test_an_agenda_built_at_once_agrees_with_one_that_followed_every_patch() -> None:

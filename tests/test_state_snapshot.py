@@ -67,6 +67,28 @@ def test_a_snapshot_gives_the_graph_back_with_every_type_and_order() -> None:
     assert snapshot.encode(found.graph, found.head, CODE) == snapshot.encode(story.graph, story.ledger.head, CODE)
 
 
+def test_what_many_jobs_say_alike_is_held_once_also_after_a_start_from_a_snapshot() -> None:
+    story = Story()
+    for name in ("a", "b"):
+        story.define(name, retry={"attempts": 3})
+    found = snapshot.load(story.disk, snapshot.write(story.disk, story.graph, story.ledger.head, CODE), CODE)
+    assert found is not None
+    one, other = found.graph.jobs.values()
+    assert one.spec["retry"] is other.spec["retry"]
+    assert one.spec["missed"] is other.spec["missed"]
+
+
+def test_a_snapshot_of_many_nodes_is_many_lines() -> None:
+    story = Story()
+    for number in range(2 * snapshot.ROWS_A_LINE):
+        story.define(f"job-{number}")
+    data = snapshot.encode(story.graph, story.ledger.head, CODE)
+    assert data.count(b'\n["Job",') == 2
+    found = snapshot.decode(data, CODE)
+    assert found is not None
+    same(found.graph, story.graph)
+
+
 def test_a_start_takes_the_newest_snapshot_and_folds_only_what_came_behind_it() -> None:
     story = eventful()
     snapshot.write(story.disk, story.graph, story.ledger.head, CODE)

@@ -19,13 +19,13 @@ from typing import Any
 
 import psutil
 import pytest
-from pydantic import TypeAdapter
 from repositories import Pair, Repo, assert_sound, clone, left_behind, new, pair, work_of
 
 from daemon.upgrades import git as git_module
 from daemon.upgrades import move as move_module
 from daemon.upgrades import steps
 from policies.upgrade.facts import Probe, Step
+from state.shape import shape_of
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def probe(repo: Repo, remotes: dict[str, Any], **more: Any) -> dict[str, Any]:
         "remote_timeout_s": 20.0, "runs": str(repo.path.parent / "runs"), **more,
     }  # fmt: skip
     found = steps.probe(path=str(repo.path), remotes={role: str(url) for role, url in remotes.items()}, **told)
-    assert TypeAdapter(Probe).validate_python(found, strict=True) == found
+    assert shape_of(Probe, closed=True)(found) is None
     return found
 
 
@@ -60,7 +60,7 @@ def told(lib: Pair, new_commit: str, **more: Any) -> dict[str, Any]:
 
 def step(name: str, work: dict[str, Any]) -> dict[str, Any]:
     found = getattr(steps, name)(**work)
-    assert TypeAdapter(Step).validate_python(found, strict=True)
+    assert shape_of(Step, closed=True)(found) is None
     return found
 
 

@@ -125,15 +125,6 @@ def test_an_empty_file_goes_to_the_next_attempt_only_if_nobody_holds_it(tmp_path
     assert log.stat().st_nlink == 1
 
 
-def test_output_that_outlives_the_daemon_and_is_not_empty_stays(tmp_path: Path, loop: Loop) -> None:
-    orders = [shell(tmp_path, f"run-{i}", f"[ {i} = 2 ] && echo two; exit 0") for i in range(4)]
-    for order in orders:
-        loop.spawner.start(order)
-        loop.ended(order)
-    assert [text(order, "stdout.log") for order in orders] == ["", "", "two\n", ""]
-    assert [Path(order.folder, "stdout.log").exists() for order in orders] == [False, False, True, False]
-
-
 ESCAPE = """
 import os, sys, time
 if os.fork(): time.sleep(0.05); os._exit({code})

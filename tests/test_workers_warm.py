@@ -148,7 +148,7 @@ def test_a_worker_sees_the_order_s_environment_and_no_descriptor_of_ours(
     assert isinstance(seen, dict)
     seen.pop("LC_CTYPE", None)  # Python's own, in a C locale.
     assert seen == {"PATH": PATH, "HERMESD_RUN": "env", "HERMESD_ATTEMPT": "1", "HERMESD_FOLDER": env.folder}
-    assert result(descriptors) == [0, 1, 2, 3, 4, 5, 6]  # the channel, /dev/null, the journal, the listing
+    assert result(descriptors) == [*range(9)]  # the channel, /dev/null, the journal, two files to print to, the listing
 
 
 def test_a_big_argument_goes_by_file(home: Path, loop: Loop) -> None:

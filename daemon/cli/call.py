@@ -15,8 +15,9 @@ from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure, failure_of
 
 if TYPE_CHECKING:
-    from daemon.home import Home, Settings
+    from daemon.home import Home
     from daemon.reading import Reading
+    from daemon.settings import Settings
 
 _SIGPIPE = 141
 _ANSWER_S = 3.0
@@ -48,7 +49,8 @@ class Call:
     @property
     def zone(self) -> str:
         """The zone that people read times in: the home's, else this machine's."""
-        from daemon.home import HomeError, Settings
+        from daemon.home import HomeError
+        from daemon.settings import Settings
 
         try:
             return self.settings.timezone

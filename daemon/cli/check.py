@@ -33,7 +33,7 @@ def check(call: Call, files: list[Path]) -> int:
         call.home.check(write=False)
         loaded = jobfiles.load(call.home.jobs, settings.timezone)
     problems = list(loaded.problems)
-    around = surroundings(call.home, settings)
+    around = surroundings(call.home, settings.in_force())
     for name, (job, path) in loaded.jobs.items():
         for field, message in needed(around, job):
             problems.append(jobfiles.Problem(str(path), 0, 0, field, message, "", name))

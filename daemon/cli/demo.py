@@ -35,7 +35,7 @@ from ledger.artifacts import Artifacts
 from ledger.instant import ms_of
 from ledger.record import Record
 from policies import due
-from policies.job import parse_job
+from policies.schedule import schedule_of
 from state.graph import OVER, Run
 
 Json = Any
@@ -189,7 +189,7 @@ class Play:
         for name in names:
             if name not in jobs:
                 return False
-            asked = parse_job(jobs[name].spec).schedule
+            asked = schedule_of(jobs[name].spec["schedule"])
             if due.next_slot(asked, due_s * 1000 - 1) != due_s * 1000:
                 return False
         return True
@@ -275,7 +275,7 @@ class Play:
         now_ms, rows = time.time_ns() // 1_000_000, []
         for name in sorted(graph.jobs):
             # What was due, asked of the schedules and not of what happened.
-            promised = [(ms_of(r.ts), parse_job(r.data["spec"]).schedule) for r in self._definitions(name)]
+            promised = [(ms_of(r.ts), schedule_of(r.data["spec"]["schedule"])) for r in self._definitions(name)]
             ends_ms = [from_ms for from_ms, _ in promised[1:]] + [now_ms]
             instants = [
                 at_ms

@@ -27,8 +27,10 @@ from daemon.cli.check import needed
 from daemon.cli.exits import Exit
 from daemon.cli.failure import failure_of
 from daemon.control import CallFailed
-from daemon.home import Home, HomeError, Settings
-from daemon.serve import scheduling_policy, surroundings, upgrade_policy
+from daemon.home import Home, HomeError
+from daemon.policyfile import scheduling_policy, upgrade_policy
+from daemon.serve import surroundings
+from daemon.settings import Settings
 from daemon.system import OsDisk, SystemClock
 from daemon.version import tzdb_version, version
 from ledger.errors import Corrupt
@@ -328,7 +330,7 @@ def _timed_ms(act: Callable[[], None]) -> float:
 
 
 def _models(home: Home, settings: Settings) -> Iterator[Row]:
-    for name, folder in sorted(surroundings(home, settings).models.items()):
+    for name, folder in sorted(surroundings(home, settings.in_force()).models.items()):
         if not (folder / "config.json").is_file():
             advice = "a model is a Hugging Face folder: config.json, *.safetensors, tokenizer.json"
             yield Row(f"model {name}", "warn", f"{folder} holds none", advice)
@@ -341,7 +343,7 @@ def _models(home: Home, settings: Settings) -> Iterator[Row]:
 
 def _jobs(home: Home, settings: Settings) -> Iterator[Row]:
     loaded = jobfiles.load(home.jobs, settings.timezone)
-    around = surroundings(home, settings)
+    around = surroundings(home, settings.in_force())
     lacking = {name: found for name, (job, _) in loaded.jobs.items() if (found := needed(around, job))}
     sound = f"{show.count(len(loaded.jobs), 'job')} sound"
     if loaded.problems:

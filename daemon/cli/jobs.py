@@ -12,8 +12,9 @@ from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
 from daemon.cli.instant import instant_ms
-from daemon.home import HomeError, Settings
+from daemon.home import HomeError
 from daemon.reading import Reading
+from daemon.settings import Settings
 from daemon.system import SystemClock
 from ledger.instant import ms_of, text_of
 from policies.fault import meant

@@ -8,8 +8,9 @@ from daemon import jobfiles
 from daemon.cli import health, show
 from daemon.cli.call import Call
 from daemon.order import Unfillable, task_to_check
+from daemon.policyfile import scheduling_policy
 from daemon.reading import Reading
-from daemon.serve import scheduling_policy, surroundings
+from daemon.serve import surroundings
 from daemon.system import SystemClock
 from daemon.workers.preflight import preflight
 from policies import adoption
@@ -25,7 +26,7 @@ def plan(call: Call) -> None:
     reading = call.reading
     now = SystemClock().now()
     policy, policy_problem = scheduling_policy(call.home).read()
-    around = surroundings(call.home, call.settings)
+    around = surroundings(call.home, call.settings.in_force())
 
     def check(one: Candidate) -> str:
         if is_container(one.spec):

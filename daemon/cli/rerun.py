@@ -142,7 +142,7 @@ def _rerun_run(call: Call, again: Any, name: str) -> Verdict:
         raise Failure(
             Exit.BAD_INPUT, f"{run.name} is no inference run, but {spec.get('kind')}: only those can be rerun"
         )
-    around = surroundings(call.home, call.settings)
+    around = surroundings(call.home, call.settings.in_force())
     path = around.folder(run.name, run.attempt) / "result.json"
     try:
         result = orjson.loads(path.read_bytes())

@@ -15,7 +15,7 @@ from daemon.reading import Reading
 from ledger.instant import ms_of, text_of
 from policies import due
 from policies.quantity import duration_text
-from policies.schedule import Schedule, Zoned, schedule_of
+from policies.schedule import AtSchedule, CronSchedule, Schedule, schedule_of
 from policies.zone import gap_at, instants_ms, local_text, wall_ms_of, wall_text, zone_named
 from state.graph import Job
 
@@ -75,7 +75,7 @@ def instants_of(text: str, zone_name: str) -> list[Instant]:
 
 def zone_of(job: Job, home_zone: str) -> str:
     schedule = schedule_of(job.spec["schedule"])
-    return schedule.timezone if isinstance(schedule, Zoned) else home_zone
+    return schedule.timezone if isinstance(schedule, CronSchedule | AtSchedule) else home_zone
 
 
 def versions(reading: Reading, job: str) -> list[Version]:

@@ -30,7 +30,8 @@ BAD = frozenset(saga.BAD)
 
 def plan(call: Call, job: str) -> int:
     """Probe every repository from here, and ask the planner; the daemon is not needed."""
-    from daemon.serve import environment, upgrade_policy
+    from daemon.policyfile import upgrade_policy
+    from daemon.serve import environment
     from daemon.system import SystemClock
     from daemon.upgrades import steps
     from daemon.version import code_digest
@@ -41,7 +42,7 @@ def plan(call: Call, job: str) -> int:
         raise Failure(
             Exit.UNKNOWN, "nothing is upgraded before there is a ledger", do="start the daemon: `hermesd run`"
         )
-    os.environ.update(environment(call.settings) | {key: str(text) for key, text in spec["env"].items()})
+    os.environ.update(environment(call.settings.in_force()) | {key: str(text) for key, text in spec["env"].items()})
     policy, problem = upgrade_policy(call.home).read()
     if problem:
         raise Failure(Exit.BAD_INPUT, problem)

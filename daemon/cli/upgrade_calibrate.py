@@ -7,7 +7,7 @@ from typing import Any
 from daemon.cli import show
 from daemon.cli.call import Call
 from daemon.cli.exits import Exit
-from daemon.serve import upgrade_policy
+from daemon.policyfile import upgrade_policy
 from policies.upgrade import calibrate as policy
 from policies.upgrade.calibrate import Pairs, Tried
 

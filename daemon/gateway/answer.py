@@ -16,7 +16,7 @@ from daemon.gateway.metrics import Metrics
 from daemon.gateway.refusal import refusal_of
 from daemon.gateway.stream import Streams
 from daemon.inference.digests import output_digest
-from daemon.inference.pool import EnginePool, ModelView, UnknownModel
+from daemon.inference.pool import EnginePool, ModelView
 from daemon.inference.runtimes import Done, Generation, Piece
 
 Json = Any
@@ -57,17 +57,13 @@ class Desk:
         self.metrics = Metrics(pool.models, pool.engines, pool.stats, lambda: len(streams))
 
     def model(self, name: str) -> ModelView:
-        """Refusal 404, with the names there are."""
-        views = {view.name: view for view in self.pool.models()}
-        if name not in views:
-            some = ", ".join(sorted(views)[:20]) or "none"
-            raise UnknownModel(f"there is no model {name[:120]!r} here; there are: {some}.")
-        return views[name]
+        """UnknownModel, with the names there are."""
+        return self.pool.model(name)
 
     async def fitted(self, model: str, request: Generation) -> Generation:
         """The request, allowed to fill what the prompt leaves of the model's context."""
         tokens = await self.pool.tokenize(model, replace(request, max_new_tokens=1))
-        context = self.model(model).facts.get("context") or 0
+        context = self.pool.facts(model).get("context") or 0
         room = context - len(tokens) if context else NEW_TOKENS
         return replace(request, max_new_tokens=max(1, room))
 

@@ -164,6 +164,8 @@ class Application:
                 raise
             log.say("bug", "error", trace_id=asker.trace_id, request_id=request_id, error=log.where(error))
             status = 500
+        finally:
+            call.over()
         self._desk.metrics.http.labels(name, status).inc()
         log.say(
             "request",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,6 +20,9 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+WRITES = "hermes.writes"
+"""In the scope's state: the connection's Writes."""
+
 BODY_BYTES_MAX = 8 << 20
 BODY_S = 30.0
 """A body that is not there by then is not waited for."""
@@ -27,6 +30,42 @@ BODY_S = 30.0
 
 class Gone(Exception):
     """The client hung up before it was answered."""
+
+
+class Writes:
+    """A connection's transport that can be told to hold what is written: a head, a body and its end would each be a
+    system call, and wake the client."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._held: list[bytes] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if self._held is None:
+            self._transport.write(data)
+        else:
+            self._held.append(data)
+
+    def close(self) -> None:
+        self._let_go()
+        self._transport.close()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        self._held = []
+        try:
+            yield
+        finally:
+            self._let_go()
+            self._held = None
+
+    def _let_go(self) -> None:
+        if self._held:
+            self._transport.write(b"".join(self._held))
+            self._held.clear()
 
 
 @dataclass(slots=True)
@@ -38,26 +77,49 @@ class Call:
     path: Mapping[str, str] = field(default_factory=dict)
     body: Any = None
     """Of the route's shape."""
+    _leaving: asyncio.Task[None] | None = None
 
     @property
     def last_event_id(self) -> str | None:
         return self.headers.get("last-event-id")
 
+    def streams(self) -> None:
+        """Refusal for a client of HTTP/1.0, to which a part of an answer cannot be told as such."""
+        if self.scope["http_version"] == "1.0":
+            raise Refusal(400, "a stream needs HTTP/1.1.", code="http_version", parameter="stream")
+
     async def while_there(self, work: Awaitable[T]) -> T:
         """Do the work as long as the client waits for it. Gone."""
-        doing = asyncio.ensure_future(work)
-        leaving = asyncio.create_task(self._gone())
+        me = asyncio.current_task()
+        assert me is not None
+        asked, gone = me.cancelling(), False
+
+        def leave(_: asyncio.Task[None]) -> None:
+            nonlocal gone
+            gone = True
+            me.cancel()
+
+        if self._leaving is None:
+            self._leaving = asyncio.create_task(self._gone())
+        self._leaving.add_done_callback(leave)
         try:
-            await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if doing.done():
-                return doing.result()
-            raise Gone
+            return await work
+        except asyncio.CancelledError:
+            if gone and me.uncancel() <= asked:
+                raise Gone from None
+            raise
         finally:
-            for task in (doing, leaving):
-                if not task.done():
-                    task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError, Exception):
-                        await task
+            self._leaving.remove_done_callback(leave)
+
+    def over(self) -> None:
+        """It is answered: nobody watches any more whether the client is there."""
+        if self._leaving is not None:
+            self._leaving.cancel()
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """What is sent inside goes out in one write."""
+        writes: Writes | None = self.scope.get("state", {}).get(WRITES)
+        return contextlib.nullcontext() if writes is None else writes.together()
 
     async def _gone(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":
@@ -73,8 +135,9 @@ class Answered:
 
     async def send(self, call: Call, send: Send) -> None:
         headers = {"content-type": self.media, "content-length": str(len(self.data))} | self.headers
-        await start(send, self.status, headers, call.asker)
-        await send({"type": "http.response.body", "body": self.data})
+        with call.together():
+            await start(send, self.status, headers, call.asker)
+            await send({"type": "http.response.body", "body": self.data})
 
 
 class Events:
@@ -88,13 +151,21 @@ class Events:
 
     async def send(self, call: Call, send: Send) -> None:
         headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store"}
-        await start(send, 200, headers | self._headers, call.asker)
 
         async def tell() -> None:
+            begun, more = not self._stream.has(self._last), True
+            if begun:
+                await start(send, 200, headers | self._headers, call.asker)
             async with contextlib.aclosing(self._stream.read(self._last)) as events:
                 async for data in events:
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+                    more = not self._stream.over
+                    with call.together():
+                        if not begun:
+                            begun = True
+                            await start(send, 200, headers | self._headers, call.asker)
+                        await send({"type": "http.response.body", "body": data, "more_body": more})
+            if more:
+                await send({"type": "http.response.body", "body": b""})
 
         with contextlib.suppress(Gone):
             await call.while_there(tell())

@@ -161,6 +161,7 @@ async def embeddings(desk: Desk, call: Call) -> Response:
 
 async def stream_again(desk: Desk, call: Call) -> Response:
     """Go on reading a stream that was cut off."""
+    call.streams()
     if call.last_event_id is None:
         stream, last = desk.streams.behind(call.path["stream"], 0)
     else:
@@ -174,6 +175,7 @@ def resumed(desk: Desk, call: Call) -> Response | None:
     """For a client that sends its request again with the last event it has."""
     if call.last_event_id is None:
         return None
+    call.streams()
     stream, last = desk.streams.again(call.last_event_id)
     return Events(stream, last)
 
@@ -325,7 +327,7 @@ def _wants_usage(asked: Sampling) -> bool:
 
 def _fingerprint(desk: Desk, model: str) -> str:
     """Changes with whatever may change the bytes of an answer."""
-    facts = desk.model(model).facts
+    facts = desk.pool.facts(model)
     what = [facts.get(name) for name in ("digest", "runtime", "versions", "device", "dtype", "quantization")]
     return "fp_" + hashlib.sha256(orjson.dumps([*what, facts.get("determinism")], default=str)).hexdigest()[:12]
 
@@ -470,6 +472,7 @@ async def _streamed(desk: Desk, call: Call, answers: Sequence[Answer], chunks: C
 
 async def streamed(desk: Desk, call: Call, stream: Stream, **headers: str) -> Response:
     """What goes wrong before the first token still is an HTTP status; what comes later, an event."""
+    call.streams()
     stream.start()
     try:
         await call.while_there(stream.opened())

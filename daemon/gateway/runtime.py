@@ -140,7 +140,7 @@ def _state(view: ModelView) -> Json:
 
 def _generated(answer: Answer, desk: Desk) -> Json:
     choice = answer.choices[0]
-    facts = desk.model(answer.model).facts
+    facts = desk.pool.facts(answer.model)
     metadata = {
         "id": answer.id,
         "seed": answer.request.seed,

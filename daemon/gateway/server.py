@@ -14,16 +14,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from daemon.control import listen
 from daemon.gateway import log
 from daemon.gateway.answer import Desk
 from daemon.gateway.app import LOCAL, Application
+from daemon.gateway.call import WRITES, Writes
 from daemon.gateway.kept import Kept
 from daemon.gateway.models import Catalogue, has_cuda
 from daemon.gateway.refusal import Refusal
@@ -43,20 +44,23 @@ FACTS = "gateway.json"
 
 HEAD_S = 10.0
 """A connection has so long to bring a request's head; then it is closed."""
+HEAD_BYTES_MAX = 64 << 10
 CONNECTIONS_MAX = 4096
 DRAIN_S = 10.0
 """On stopping, answers in progress have so long."""
 
 
-class Connection(H11Protocol):
-    """uvicorn's connection, which waits for ever for a request's head and takes any number of clients; this one does
-    not. Over the Unix socket nobody is asked for a token: the socket's mode has let in its owner alone."""
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection, which waits for ever for a request's head, however long, and takes any number of clients;
+    this one does not. Over the Unix socket nobody is asked for a token: its mode has let in its owner alone."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        sock = transport.get_extra_info("socket")
-        self.app_state = {**self.app_state, LOCAL: sock is not None and sock.family == socket.AF_UNIX}
+        sock, writes = transport.get_extra_info("socket"), Writes(transport)
+        local = sock is not None and sock.family == socket.AF_UNIX
+        self.app_state = {**self.app_state, LOCAL: local, WRITES: writes}
         self._head_timer: asyncio.TimerHandle | None = None
-        super().connection_made(transport)
+        self._head_bytes = 0
+        super().connection_made(cast(asyncio.Transport, writes))
         # One event of a stream must not wait for the acknowledgement of the one before.
         if sock is not None and sock.family != socket.AF_UNIX:
             with contextlib.suppress(OSError):
@@ -74,6 +78,10 @@ class Connection(H11Protocol):
         super().data_received(data)
         if self.cycle is not before:
             self._have_head()
+        elif self._head_timer is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES_MAX:
+                self.send_400_response("The head of this request is too long.")
 
     def on_response_complete(self) -> None:
         before = self.cycle
@@ -94,6 +102,7 @@ class Connection(H11Protocol):
             self._head_timer = asyncio.get_running_loop().call_later(HEAD_S, self._too_late)
 
     def _have_head(self) -> None:
+        self._head_bytes = 0
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None

@@ -49,10 +49,11 @@ class EngineLimits(BaseModel):
     memory_mb: Annotated[int, Field(ge=0)] | None = None
     waiting_max: Annotated[int, Field(ge=1)] | None = None
     overtakes_max: Annotated[int, Field(ge=0)] | None = None
+    aging: str | None = None
     idle: str | None = None
     recycle_requests: Annotated[int, Field(ge=0)] | None = None
 
-    @field_validator("idle")
+    @field_validator("aging", "idle")
     @classmethod
     def _duration(cls, text: str | None) -> str | None:
         if text is not None:
@@ -61,8 +62,9 @@ class EngineLimits(BaseModel):
 
     def limits(self) -> Limits:
         told = self.model_dump(exclude_none=True)
-        if "idle" in told:
-            told["idle_ms"] = parse_duration(told.pop("idle"))
+        for name in ("aging", "idle"):
+            if name in told:
+                told[f"{name}_ms"] = parse_duration(told.pop(name))
         if "memory_mb" in told:
             told["memory_max"] = told.pop("memory_mb") << 20
         return Limits(**told)

@@ -76,26 +76,31 @@ class Stream:
         """Whether what comes behind event `last` is still here."""
         return self._first - 1 <= last <= self._newest
 
+    def has(self, last: int) -> bool:
+        """Whether something follows event `last` already."""
+        return self._newest > last
+
     async def read(self, last: int) -> AsyncGenerator[bytes, None]:
         """What follows event `last`, several events at once where they are there. A reader that is replaced by a newer
         one ends."""
         me = self._reader = object()
         self._news.set()  # whoever reads until now looks, and sees that it is replaced
         self._rewind(last)
+        silence = _Silence(self._news)
         try:
             while self._reader is me:
                 self._news.clear()
                 if self._taken < self._newest:
+                    silence.broken()
                     yield self._take()
                 elif self.over:
                     return
+                elif silence.long():
+                    yield _SILENCE
                 else:
-                    try:
-                        async with asyncio.timeout(SILENCE_S):
-                            await self._news.wait()
-                    except TimeoutError:
-                        yield _SILENCE
+                    await self._news.wait()
         finally:
+            silence.close()
             if self._reader is me:
                 self._reader = None
                 if self._last_reader_left is not None:
@@ -142,6 +147,33 @@ class Stream:
             await self._source.aclose()
             self.over = True
             self._news.set()
+
+
+class _Silence:
+    """Wakes a reader when it was quiet for `SILENCE_S`. One timer, whatever is said meanwhile."""
+
+    def __init__(self, wake: asyncio.Event) -> None:
+        self._wake, self._loop = wake, asyncio.get_running_loop()
+        self.broken()
+        self._timer = self._loop.call_at(self._ends_s, self._look)
+
+    def broken(self) -> None:
+        self._ends_s = self._loop.time() + SILENCE_S
+
+    def long(self) -> bool:
+        """It is to be broken now."""
+        if self._loop.time() < self._ends_s:
+            return False
+        self.broken()
+        return True
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        if self._loop.time() >= self._ends_s:
+            self._wake.set()
+        self._timer = self._loop.call_at(max(self._ends_s, self._loop.time() + SILENCE_S / 10), self._look)
 
 
 class Streams:

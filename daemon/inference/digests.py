@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 import orjson
@@ -13,6 +13,7 @@ from daemon.inference.runtimes import Generation
 
 _PROMPT = ("prompt", "tokens", "messages", "tools")
 _NOT_ASKED = ("id", "priority", "so_far")
+_ASKED = tuple(each.name for each in fields(Generation) if each.name not in _NOT_ASKED)
 
 
 def prompt_digest(request: Generation) -> str:
@@ -22,7 +23,7 @@ def prompt_digest(request: Generation) -> str:
 
 def request_digest(request: Generation) -> str:
     """Of all that decides about the answer: the prompt and every parameter."""
-    return _digest({name: value for name, value in asdict(request).items() if name not in _NOT_ASKED})
+    return _digest({name: getattr(request, name) for name in _ASKED})
 
 
 def output_digest(texts: Sequence[str]) -> str:

@@ -41,6 +41,8 @@ Json = Any
 
 BEAT_MS = 2_000
 MEASURE_EVERY_S = 5.0
+MEASURED_S = 0.1
+"""The machine's free memory is looked at again after so long, and whenever an engine came or went."""
 UNREAD_MAX = 4096
 """So many words of an answer may wait for their reader; then the request is given up."""
 FAILED_KEPT = 5
@@ -189,6 +191,11 @@ class _Call:
     """Choices of which another engine is about to tell a token again."""
 
     @property
+    def asked_as(self) -> str:
+        """The id that whoever asked gave it."""
+        return self.request.id if self.request is not None else self.id
+
+    @property
     def told(self) -> int:
         return sum(map(len, self.tokens.values()))
 
@@ -249,7 +256,7 @@ class EnginePool:
         self._server_timer: asyncio.TimerHandle | None = None
         self._turning = self._closed = False
         self._timer: asyncio.TimerHandle | None = None
-        self._asked_s = 0.0
+        self._asked_s = self._measured_s = 0.0
         self._asking = False
         self._number = 0
         self._mark = secrets.token_hex(3)
@@ -324,7 +331,7 @@ class EnginePool:
             await self._whole(call)
         finally:
             self._leave(call)
-        return next(view for view in self.models() if view.name == name)
+        return self.model(name)
 
     async def unload(self, name: str) -> None:
         """Drain its engines and wait for their end. UnknownModel."""
@@ -339,6 +346,15 @@ class EnginePool:
 
     def models(self) -> list[ModelView]:
         return [self._view(model) for _, model in sorted(self._specs.items())]
+
+    def model(self, name: str) -> ModelView:
+        """UnknownModel."""
+        return self._view(self._known(name))
+
+    def facts(self, name: str) -> Mapping[str, Json]:
+        """Of the model that answers for this one: `ModelView.facts`. UnknownModel."""
+        self._known(name)
+        return self._facts.get(self._pool.target(name), {})
 
     def engines(self) -> list[EngineView]:
         now = _now_ms()
@@ -372,7 +388,7 @@ class EnginePool:
         call = self._call("generate", model, priority, _checked(request))
         try:
             async for one in self._said(call):
-                yield replace(one, id=request.id)
+                yield one
         finally:
             self._leave(call)
 
@@ -498,7 +514,8 @@ class EnginePool:
         self._turning = False
         if self._closed:
             return
-        self._measure()
+        if time.monotonic() - self._measured_s > MEASURED_S:
+            self._measure()
         while actions := policy.decide(self._pool, _now_ms()):
             for action in actions:
                 self._carry_out(action)
@@ -676,6 +693,7 @@ class EnginePool:
                 self._done(engine, message)
             case "beat":
                 self._pool.heard(engine.id, now, rss=message["rss"], used=message["used"])
+                self._measured_s = 0.0
                 self._ask_devices()
                 self._turn()
             case "facts":
@@ -701,12 +719,12 @@ class EnginePool:
         if not call.first_s:
             call.first_s = time.monotonic()
         self._counts["tokens"] += 1
-        call.tokens.setdefault(choice, []).append(message["token"])
-        call.output.setdefault(choice, []).append(message["text"])
+        token, text = message["token"], message["text"]
+        call.tokens.setdefault(choice, []).append(token)
+        call.output.setdefault(choice, []).append(text)
         top = tuple(Top(*each) for each in message.get("top", ()))
         said = message.get("said", "")
-        piece = Piece(call.id, choice, message["token"], message["text"], message.get("logprob"), top, said)
-        self._push(call, piece)
+        self._push(call, Piece(call.asked_as, choice, token, text, message.get("logprob"), top, said))
 
     def _push(self, call: _Call, one: Piece | Done) -> None:
         call.said.append(one)
@@ -724,7 +742,7 @@ class EnginePool:
         if call is None or call.engine is not engine or call.request is None:
             return
         done = Done(
-            id, choice, message["finish"], message["prompt_tokens"], message["generated_tokens"],
+            call.request.id, choice, message["finish"], message["prompt_tokens"], message["generated_tokens"],
             message["cached_tokens"],
         )  # fmt: skip
         call.finished[choice] = done
@@ -784,6 +802,7 @@ class EnginePool:
             data = {"engine": engine.id, "model": engine.model}
             data["took_ms"] = round((time.monotonic() - engine.loaded_s) * 1000)
             self._say("engine.warmed", f"engine/{engine.id}", data)
+            self._measured_s = 0.0
             self._ask_devices(at_once=True)
             self._turn()
 
@@ -815,6 +834,7 @@ class EnginePool:
                 self._server_timer.cancel()
             self._server_timer = loop.call_later(wait_s, self._end_server) if wait_s else None
         self._after(engine, known, why, words, ended)
+        self._measured_s = 0.0
         self._ask_devices(at_once=True)
         self._turn()
 
@@ -917,6 +937,7 @@ class EnginePool:
         self._record(Fact(type, subject, data))
 
     def _measure(self) -> None:
+        self._measured_s = time.monotonic()
         self._pool.devices = {device.name: device for device in self._devices.now()}
 
     def _ask_devices(self, *, at_once: bool = False) -> None:
@@ -934,7 +955,7 @@ class EnginePool:
         try:
             await asyncio.to_thread(self._devices.ask)
         finally:
-            self._asking, self._asked_s = False, time.monotonic()
+            self._asking, self._asked_s, self._measured_s = False, time.monotonic(), 0.0
         self._turn()
 
     def _forget_old_folders(self) -> None:

@@ -315,8 +315,8 @@ def _weigh(
         if base is None:
             continue
         if not reference:
-            done = git("merge-base", base, ref) if ref != base else None
-            reference = done.text if done is not None and done.ok else base
+            fork = git("merge-base", base, ref) if ref != base else None
+            reference = fork.text if fork is not None and fork.ok else base
         remote["contains_base"] = ref == reference or git.contains(ref, reference)
         if ref not in weighed:
             weighed[ref] = _standing(git, base, ref)

@@ -14,13 +14,15 @@ import os
 import resource
 import signal
 import socket
+import stat
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from typing import Any
 
 from daemon.workers.claim import Journal, Status, make_folder
-from daemon.workers.identity import children, inherit_orphans, marked, start_time
+from daemon.workers.identity import childless, children, inherit_orphans, marked, start_time
 from daemon.workers.output import OUTPUT_BYTES, Output
 from daemon.workers.tree import killed_note
 from daemon.workers.wire import Lines, Message, line_of
@@ -60,6 +62,7 @@ class Worker:
         self._unsaid: list[bytes] = []
         self._environ = dict(os.environ)
         self._nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        self._prints = [_Print(1, "stdout.log"), _Print(2, "stderr.log")]
         inherit_orphans()
 
     def tell(self, kind: str, **fields: Any) -> None:
@@ -88,6 +91,11 @@ class Worker:
             if (stale is not None and stale()) or not self._attempt(self._orders.popleft(), perform, tidy):
                 break
         self._say()
+        self._tidy_up()
+
+    def _tidy_up(self) -> None:
+        for each in self._prints:
+            each.close()
         if self._journal is not None:
             self._journal.close()
 
@@ -118,6 +126,9 @@ class Worker:
                 with contextlib.suppress(OSError):
                     make_folder(place)
             self._journal = Journal(place, "worker", self._identity)
+            if tidy:  # What an engine's helpers print later must not become another attempt's.
+                for each in self._prints:
+                    each.place = place
         try:
             make_folder(folder)
             if not self._journal.take(folder):
@@ -132,7 +143,9 @@ class Worker:
         limits = order.get("limits") or {}
         before_ms = _cpu_ms()
         limit_cpu(limits.get("cpu_seconds"), before_ms)
-        _redirect(f"{folder}/stdout.log", f"{folder}/stderr.log")
+        for each in self._prints:
+            each.begin(folder)
+        _renew_streams()
         with marked(folder):
             code, result = _called(perform, order)
         if os.getpid() != self._pid:
@@ -141,31 +154,108 @@ class Worker:
         fit = not (tidy and _threads())
         if not fit:
             notes.append("it left threads running, so its worker was ended")
+        outputs: dict[str, Any] | None = {}
         if code == 0 and result is not None:
             _publish(f"{folder}/result.json", result)
+            outputs = {"result.json": {"bytes": len(result), "sha256": sha256(result).hexdigest()}}
         _flush()
         os.dup2(self._nowhere, 1)
         os.dup2(self._nowhere, 2)
-        if cut := Output(folder, limits.get("output", OUTPUT_BYTES)).end():
-            notes.append(cut)
+        silent = [each.end() for each in self._prints]
+        if not all(silent):
+            outputs = None
+            if cut := Output(folder, limits.get("output", OUTPUT_BYTES)).end():
+                notes.append(cut)
         self._journal.ended(folder, Status(code, None))
         cpu_ms = _cpu_ms() - before_ms
         ended = {**about, "code": code, "cpu_ms": cpu_ms, "rss_kib": _rss_kib(), "note": "; ".join(notes)}
+        ended["outputs"] = outputs
         if self._orders:
             self._unsaid.append(line_of({"type": "ended", **ended}))  # Told with the next one's claim.
         else:
             self.tell("ended", **ended)
         if not fit:
             self._say()
+            self._tidy_up()
             os._exit(0)
         return True
 
     def _restore(self, env: Mapping[str, str]) -> None:
         """The environment the worker began with, and what this attempt adds: not what the last task left."""
         wanted = {**self._environ, **env}
-        if os.environ != wanted:
-            os.environ.clear()
-            os.environ.update(wanted)
+        now = dict(os.environ)
+        if now != wanted:
+            for name in now.keys() - wanted.keys():
+                del os.environ[name]
+            for name, value in wanted.items():
+                if now.get(name) != value:
+                    os.environ[name] = value
+
+
+class _Print:
+    """One of the two files that an attempt prints to. To make a file costs ten times what a new name for it does, so
+    one that stayed empty serves the next attempt: it is held open, with a name in `place` of its own."""
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        self._descriptor, self._name = descriptor, name
+        self.place = ""
+        """"" for a file of its own for each attempt."""
+        self._file = -1
+        self._inode = self._made = 0
+        self._spare = self._path = ""
+
+    def begin(self, folder: str) -> None:
+        """Have the descriptor lead to the file in `folder`. OSError if it cannot be made."""
+        self._path = f"{folder}/{self._name}"
+        if self._lend():
+            os.dup2(self._file, self._descriptor)
+            return
+        self._give_up()
+        file = os.open(self._path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        os.dup2(file, self._descriptor)
+        os.close(file)
+
+    def end(self) -> bool:
+        """Nothing was printed, and the file has left the folder. The descriptor must lead elsewhere by now."""
+        if self._file < 0:
+            return False
+        try:
+            status = os.fstat(self._file)
+            plain = status.st_nlink == 2 and stat.S_IMODE(status.st_mode) == 0o600
+            if plain and not status.st_size and os.lstat(self._path).st_ino == self._inode:
+                os.unlink(self._path)
+                return True
+        except OSError:  # The task has closed it, or taken it away.
+            pass
+        self._give_up()
+        return False
+
+    def _lend(self) -> bool:
+        if not self.place:
+            return False
+        try:
+            if self._file < 0:
+                self._made += 1
+                self._spare = f"{self.place}/{os.getpid()}-{self._made}.{self._name}"
+                flags = os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC
+                self._file = os.open(self._spare, flags, 0o600)
+                self._inode = os.fstat(self._file).st_ino
+            os.link(self._spare, self._path)
+            return os.fstat(self._file).st_ino == self._inode
+        except OSError:  # No second names here, or what the worker printed before its first attempt is there.
+            return False
+
+    def _give_up(self) -> None:
+        """The file is the attempt's alone."""
+        if self._file >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(self._spare)
+            with contextlib.suppress(OSError):
+                if os.fstat(self._file).st_ino == self._inode:  # A task may have closed it, and opened another.
+                    os.close(self._file)
+            self._file = -1
+
+    close = _give_up
 
 
 def _called(perform: Perform, order: Message) -> tuple[int, bytes | None]:
@@ -186,6 +276,8 @@ def _called(perform: Perform, order: Message) -> tuple[int, bytes | None]:
 
 def _tidied() -> list[str]:
     """Kill every child, and the orphans that come to us when they die, until there is none."""
+    if childless():
+        return []
     killed = 0
     while left := children():
         for pid in left:
@@ -202,11 +294,7 @@ def _threads() -> bool:
     return threading is not None and threading.active_count() > 1
 
 
-def _redirect(stdout: str, stderr: str) -> None:
-    for descriptor, path in ((1, stdout), (2, stderr)):
-        file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        os.dup2(file, descriptor)
-        os.close(file)
+def _renew_streams() -> None:
     # A task may have closed or replaced these.
     if sys.stdout is not sys.__stdout__ or sys.stdout is None or sys.stdout.closed:
         sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # type: ignore[misc] # noqa: SIM115

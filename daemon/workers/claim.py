@@ -55,6 +55,7 @@ class Journal:
         self._header = f"{kind} {owner[0]} {owner[1]}\n".encode()
         self._descriptor = -1
         self._path = ""
+        self._inode = 0
         self._taken = self._journals = 0
         self._own: set[str] = set()  # attempts whose claim is a journal of its own
 
@@ -72,6 +73,25 @@ class Journal:
             self._own.add(folder)
         else:
             self._taken += 1
+        return True
+
+    def move(self, spare: str, folder: str) -> bool:
+        """Claim the attempt by moving `spare` there: what was the folder of a run, with nothing of its first attempt
+        but a claim. False if that cannot be; `take` then tells why, or finds another way."""
+        run, _, attempt = folder.rpartition("/")
+        claim = f"{spare}/1/claim"
+        try:
+            if self._descriptor < 0 or self._taken == JOURNAL_ATTEMPTS_MAX:
+                self._begin()
+            if attempt != "1":
+                return False
+            if os.stat(claim).st_ino != self._inode:
+                os.unlink(claim)
+                os.link(self._path, claim)
+            os.rename(spare, run)  # Nobody can claim an attempt in an empty folder, and no other is replaced.
+        except OSError:
+            return False
+        self._taken += 1
         return True
 
     def began(self, folder: str, process: Identity) -> None:
@@ -100,6 +120,7 @@ class Journal:
         self._descriptor = os.open(self._path, flags, 0o600)
         self._taken = 0
         try:
+            self._inode = os.fstat(self._descriptor).st_ino
             os.write(self._descriptor, self._header)
         except OSError:
             self.close()
@@ -160,6 +181,9 @@ def write_status(folder: str, status: Status) -> None:
 def make_folder(folder: str) -> None:
     """The attempt's folder, if it is not there yet. OSError if it cannot be made."""
     try:
+        if folder.endswith("/1"):  # The first attempt of a run makes the run's folder, as a rule.
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder[:-2], 0o700)
         os.mkdir(folder, 0o700)
     except FileExistsError:
         return

@@ -9,19 +9,19 @@ from collections.abc import Mapping
 from daemon.ports import CommandTask, Order, SpawnError
 from daemon.workers.claim import make_folder
 from daemon.workers.keeper import DEFAULTED
-from daemon.workers.wire import LINE_BYTES_MAX, Message, line_of
+from daemon.workers.wire import LINE_BYTES_MAX, line_of
 
 LOG = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
 def environment_of(order: Order) -> dict[str, str]:
     """The whole environment of the attempt: what the order says and who it is, nothing of ours."""
-    return {
-        **order.env,
-        "HERMESD_RUN": order.run,
-        "HERMESD_ATTEMPT": str(order.attempt),
-        "HERMESD_FOLDER": order.folder,
-    }
+    return {**order.env, **who(order)}
+
+
+def who(order: Order) -> dict[str, str]:
+    """The variables that name the attempt."""
+    return {"HERMESD_RUN": order.run, "HERMESD_ATTEMPT": str(order.attempt), "HERMESD_FOLDER": order.folder}
 
 
 def place_of(folder: str) -> str:
@@ -50,21 +50,21 @@ def launch(program: str, argv: list[str], env: Mapping[str, str], *, stdout: str
         ) from error
 
 
-def line_for(order: Order, message: Message) -> bytes:
+def line_for(order: Order, env: Mapping[str, str], rest: bytes) -> bytes:
     """The order as it is sent: the message itself, or the path of the file it was put in, with what must be in no file.
-    TypeError or ValueError if it is not JSON; SpawnError if there is no room for the file."""
+    `rest` is the end of the message as a line, what stands before and in `env` is the attempt's own. ValueError if that
+    is not JSON; SpawnError if there is no room for the file."""
     about = {"type": "perform", "run": order.run, "attempt": order.attempt, "folder": order.folder}
-    line = line_of({**about, **message})
+    line = b"%b,%b" % (line_of({**about, "env": env})[:-2], rest)
     if len(line) <= LINE_BYTES_MAX:
         return line
-    env = message["env"]
     apart = {name: env[name] for name in order.secret if name in env}
-    line = line_of({**about, **message, "env": {name: env[name] for name in env if name not in apart}})
+    kept = {name: value for name, value in env.items() if name not in apart}
     path = f"{order.folder}/order.json"
     try:
         make_folder(order.folder)
         with open(path, "wb") as file:
-            file.write(line)
+            file.write(b"%b,%b" % (line_of({**about, "env": kept})[:-2], rest))
     except OSError as error:
         raise SpawnError(f"cannot write {path}: {error.strerror}; make room or check its permissions") from error
     return line_of({**about, "file": path, "env": apart})
@@ -88,7 +88,8 @@ def command_line(order: Order, task: CommandTask) -> bytes:
     argv = [program, *task.argv[1:]]
     if any("\0" in word for word in (*argv, *env.values(), stdin, task.cwd)):
         raise SpawnError(f"cannot start run {order.run}: an argument or environment value holds a NUL byte; remove it")
-    return line_for(order, {"argv": argv, "cwd": task.cwd, "stdin": stdin, "env": env, "limits": dict(order.limits)})
+    rest = line_of({"argv": argv, "cwd": task.cwd, "stdin": stdin, "limits": dict(order.limits)})[1:]
+    return line_for(order, env, rest)
 
 
 def program_of(name: str, env: Mapping[str, str], cwd: str) -> str:

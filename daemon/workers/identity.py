@@ -9,11 +9,14 @@ import contextlib
 import os
 import resource
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 _PROC = sys.platform == "linux"
+_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+_WALL = 0x40000000  # also children that tell their end by no signal
 _RLIMIT_LOCKS = 10  # bounds nothing since Linux 2.4.25, and is inherited like the others
 
 
@@ -53,6 +56,18 @@ def start_time(pid: int) -> int | None:
     a zombie still has one."""
     found = process(pid)
     return found.started if found else None
+
+
+def boot_ns() -> int:
+    """The clock that `start_time` is read from on Linux; 0 elsewhere."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) if sys.platform == "linux" else 0
+
+
+def tick_between(before_ns: int, after_ns: int) -> int | None:
+    """The `start_time` of a process that was started between two readings of `boot_ns`; None if they are not of one
+    tick. To ask the system takes as long as a dozen of other calls."""
+    tick = before_ns // _TICK_NS
+    return tick if _PROC and tick == after_ns // _TICK_NS else None
 
 
 def alive(pid: int, started: int) -> bool:
@@ -179,6 +194,17 @@ def children() -> list[int]:
 
         return [child.pid for child in psutil.Process(pid).children()]
     return [int(word) for word in _read(f"/proc/{pid}/task/{pid}/children").split()]
+
+
+def childless() -> bool:
+    """This process certainly has no children, no zombies either. False where the system does not tell at once."""
+    if not _PROC:
+        return False
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL)
+    except ChildProcessError:
+        return True
+    return False
 
 
 def _read(path: str) -> bytes:

@@ -25,8 +25,16 @@ from time import monotonic
 from typing import Any
 
 from daemon.workers.claim import Journal, Status, make_folder
-from daemon.workers.identity import belongs, children, inherit_orphans, marked, start_time
-from daemon.workers.output import LOOK_EVERY_S, OUTPUT_BYTES, Output, Spares
+from daemon.workers.identity import (
+    belongs,
+    boot_ns,
+    children,
+    inherit_orphans,
+    marked,
+    start_time,
+    tick_between,
+)
+from daemon.workers.output import LOOK_EVERY_S, NAMES, OUTPUT_BYTES, Output, Spares
 from daemon.workers.tree import Felling, group_lives, killed_note
 from daemon.workers.wire import Lines, Message, line_of
 
@@ -60,7 +68,8 @@ _NOEXEC = 8  # ENOEXEC: a script that names no interpreter
 class _Kept:
     """A command that runs, or whose tree is being killed."""
 
-    about: dict[str, Any]
+    about: bytes
+    """Which one, as a message says it."""
     folder: str
     output: Output
     since_s: float
@@ -77,6 +86,7 @@ class Keeper:
         self._fellings: list[Felling] = []
         self._listening = True
         self._look_s = 0.0
+        self._peak_kib = 0
         pid = os.getpid()
         self._journal = Journal(place, "keeper", (pid, start_time(pid) or 0))
         self._spares = Spares(place)
@@ -96,7 +106,7 @@ class Keeper:
 
     def serve(self) -> None:
         """Until the daemon has no more to say and every command is over."""
-        self._tell("ready")
+        self._said.append(line_of({"type": "ready"}))
         while self._listening or self._kept or self._fellings:
             self._speak()
             for key, _ in self._selector.select(self._patience_s()):
@@ -112,8 +122,9 @@ class Keeper:
         self._spares.close()
         self._journal.close()
 
-    def _tell(self, kind: str, **fields: Any) -> None:
-        self._said.append(line_of({"type": kind, **fields}))
+    def _tell(self, kind: str, about: bytes, **fields: Any) -> None:
+        more = b"," + line_of(fields)[1:-2] if fields else b""
+        self._said.append(b'{"type":"%b",%b%b}\n' % (kind.encode(), about, more))
 
     def _speak(self) -> None:
         if self._said:
@@ -135,35 +146,39 @@ class Keeper:
             self._selector.unregister(self._socket)
 
     def _begin(self, order: Message) -> None:
-        about = {"run": order["run"], "attempt": order["attempt"]}
+        about = line_of({"run": order["run"], "attempt": order["attempt"]})[1:-2]
         folder: str = order["folder"]
+        spare: str = order.get("spare", "")
         try:
             if "file" in order:
                 apart = order["env"]
                 with open(order["file"], "rb") as file:
                     order = json.load(file)
                 order["env"] |= apart
-            make_folder(folder)
-            if not self._journal.take(folder):
-                self._tell("refused", **about)
-                return
+            if not (spare and self._journal.move(spare, folder)):
+                make_folder(folder)
+                if not self._journal.take(folder):
+                    self._tell("refused", about)
+                    return
+                for name in NAMES:
+                    self._spares.lend(f"{folder}/{name}")
         except OSError as error:
             why = f"no claim could be written in {folder}: {error.strerror}"
-            self._tell("failed", **about, note=f"it could not begin: {why}; make room on its disk")
+            self._tell("failed", about, note=f"it could not begin: {why}; make room on its disk")
             return
-        for name in ("stdout.log", "stderr.log"):
-            self._spares.lend(f"{folder}/{name}")
         output = Output(folder, order["limits"].get("output", OUTPUT_BYTES))
+        before_ns = boot_ns()
         try:
             pid = _started(order)
         except _Unstartable as error:
             self._journal.ended(folder, Status(error.code, None))
-            self._tell("ended", **about, code=error.code, signal=None, cpu_ms=0, rss_kib=None, note=str(error))
+            self._tell("ended", about, code=error.code, signal=None, cpu_ms=0, rss_kib=None, note=str(error),
+                       bare=False)  # fmt: skip
             return
-        process = pid, start_time(pid) or 0
-        self._journal.began(folder, process)
+        started = tick_between(before_ns, boot_ns()) or start_time(pid) or 0
+        self._journal.began(folder, (pid, started))
         self._kept[pid] = _Kept(about, folder, output, monotonic())
-        self._tell("began", **about, pid=pid, started=process[1])
+        self._said.append(b'{"type":"began",%b,"pid":%d,"started":%d}\n' % (about, pid, started))
 
     def _reap(self) -> None:
         """Take what has ended: commands, and orphans that came to us."""
@@ -189,16 +204,19 @@ class Keeper:
         cpu_ms = round((usage.ru_utime + usage.ru_stime) * 1000)
         rss_kib: int | None = peak_kib(usage)
         # Linux counts what a process was before its exec: a peak that is not above our own says nothing of the command.
-        if rss_kib is not None and rss_kib <= peak_kib(resource.getrusage(resource.RUSAGE_SELF)):
+        if rss_kib is not None and rss_kib > self._peak_kib:
+            self._peak_kib = peak_kib(resource.getrusage(resource.RUSAGE_SELF))
+        if rss_kib is not None and rss_kib <= self._peak_kib:
             rss_kib = None
 
         def done(killed: int) -> None:
             notes = [killed_note(killed)] if killed else []
-            if cut := kept.output.end(self._spares):
+            bare = not left and kept.output.untouched()
+            if not bare and (cut := kept.output.end(self._spares)):
                 notes.append(cut)
             code, number = status
-            self._tell("ended", **kept.about, code=code, signal=number, cpu_ms=cpu_ms, rss_kib=rss_kib,
-                       note="; ".join(notes))  # fmt: skip
+            self._tell("ended", kept.about, code=code, signal=number, cpu_ms=cpu_ms, rss_kib=rss_kib,
+                       note="; ".join(notes), bare=bare)  # fmt: skip
 
         if not left:
             done(0)

@@ -10,12 +10,14 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from json import dumps
 from pathlib import Path
 
 from daemon.ports import Began, CommandTask, Ended, Order, Report, SpawnError
 from daemon.workers.claim import Status, claim_never, make_folder, read_claim, write_status
 from daemon.workers.command import command_line, launch, note_of, place_of
 from daemon.workers.exits import Exit
+from daemon.workers.folders import SpareFolders, sweep
 from daemon.workers.keeper import status_of
 from daemon.workers.tree import Unwatch, Watch, signal_tree
 from daemon.workers.wire import BUFFER_BYTES, Channel, Message
@@ -25,6 +27,7 @@ Key = tuple[str, int]
 SENT_AHEAD = 64
 """Orders that the keeper may not have begun yet, as far as they fit in the socket's buffer."""
 
+_BARE_MAX = 1000
 _ROOT = str(Path(__file__).resolve().parents[2])
 _BOOT = """
 import sys
@@ -78,6 +81,9 @@ class Keeping:
         self._waiting: deque[_Ticket] = deque()  # not sent
         self._ahead = 0
         self._ahead_bytes = 0
+        self._held = False
+        self._bare: dict[Key, str] = {}  # attempts that left nothing, whose ends may not be durable yet: their folders
+        self._folders = SpareFolders()
 
     def __contains__(self, key: Key) -> bool:
         return key in self._tickets
@@ -93,7 +99,22 @@ class Keeping:
             self._keeper = self._launch(order)
         self._tickets[ticket.key] = ticket
         self._waiting.append(ticket)
+        if not self._held:
+            self._send()
+
+    def hold(self) -> None:
+        """Send no orders until `let_go`: then all at once."""
+        self._held = True
+
+    def let_go(self) -> None:
+        self._held = False
         self._send()
+
+    def recorded(self, key: Key) -> None:
+        """This end is durable: the folder can be another's, if it left nothing."""
+        folder = self._bare.pop(key, None)
+        if folder is not None:
+            self._folders.take(folder)
 
     def prepare(self, folder: str) -> None:
         """Have the keeper ready before the first command is due. `folder` is any attempt's."""
@@ -123,7 +144,7 @@ class Keeping:
         place = place_of(order.folder)
         try:
             make_folder(place)
-            _sweep(place)
+            sweep(place)
         except OSError as error:
             few = error.errno in (errno.EMFILE, errno.ENFILE)
             advice = "raise the daemon's limit of open files" if few else "make room or check its permissions"
@@ -172,7 +193,10 @@ class Keeping:
             ticket.sent = True
             self._ahead += 1
             self._ahead_bytes += size
-            lines.append(ticket.line)
+            line = ticket.line
+            if ticket.order.attempt == 1 and (spare := self._folders.lend()):
+                line = b'{"spare":%b,%b' % (dumps(spare).encode(), line[1:])
+            lines.append(line)
         if keeper and lines:
             keeper.channel.send(b"".join(lines))
 
@@ -206,9 +230,15 @@ class Keeping:
             del self._tickets[ticket.key]
             code, number = message["code"], message["signal"]
             notes = [note for note in (note_of(code, number, order.limits), message["note"]) if note]
+            bare = message["bare"]
+            if bare and len(self._bare) < _BARE_MAX:
+                self._bare[ticket.key] = order.folder
             self._report(
-                Ended(order.run, order.attempt, code, number, message["cpu_ms"], message["rss_kib"], "; ".join(notes))
-            )
+                Ended(
+                    order.run, order.attempt, code, number, message["cpu_ms"], message["rss_kib"], "; ".join(notes),
+                    {} if bare else None,
+                )
+            )  # fmt: skip
         elif kind == "refused":
             del self._tickets[ticket.key]
             self._adopt(order)
@@ -269,12 +299,3 @@ class Keeping:
         if not keeper.channel.closed:
             self._unwatch(keeper.channel.fileno())
             keeper.channel.close()
-
-
-def _sweep(place: str) -> None:
-    """Remove what processes that are gone have left: their journals live on by the claims."""
-    for name in os.listdir(place):
-        pid = name.partition("-")[0]
-        if pid.isdigit() and not os.path.exists(f"/proc/{pid}") and sys.platform == "linux":
-            with contextlib.suppress(OSError):
-                os.unlink(f"{place}/{name}")

@@ -6,7 +6,8 @@ in the file, which gives the room back and disturbs no writer; at its end, for g
 a file is as long as the attempt could make it: disk rate times `LOOK_EVERY_S`.
 
 Most attempts print nothing to one file or both, and to make a file costs ten times what a new name for it does. So a
-file that stayed empty goes to the next attempt; a file that is not there means that nothing was printed.
+file that stayed empty goes to the next attempt; a file that is not there means that nothing was printed. An attempt
+that left nothing at all leaves its folder, too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ OUTPUT_BYTES = 64 << 20
 """What is kept of each file, unless the job says otherwise."""
 LOOK_EVERY_S = 0.5
 NAMES = ("stdout.log", "stderr.log")
+_BARE = {"claim", *NAMES}
 
 _SPARES_MAX = 64
 _MARK_BYTES = 256  # room for the mark, so that a cut never makes a file longer
@@ -47,17 +49,12 @@ class Spares:
                 os.unlink(spare)
 
     def take(self, path: str, descriptor: int, status: os.stat_result) -> None:
-        """Take an empty file away, if nobody can write to it any more: no other name, and no other process that has it
-        open, which is what the kernel grants a lease for. The lease ends with `descriptor`; until then SIGIO, which it
-        sends if somebody opens the file, must be ignored."""
-        if not self._place or len(self._paths) >= _SPARES_MAX:
-            return
-        if status.st_nlink != 1 or stat.S_IMODE(status.st_mode) != 0o600 or status.st_uid != os.geteuid():
+        """Take an empty file away, if nobody can write to it any more."""
+        if not self._place or len(self._paths) >= _SPARES_MAX or not _alone(descriptor, status):
             return
         self._made += 1
         spare = f"{self._place}/{os.getpid()}-{self._made}.spare"
         with contextlib.suppress(OSError):
-            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
             os.rename(path, spare)
             self._paths.append(spare)
 
@@ -80,6 +77,24 @@ class Output:
             with contextlib.suppress(OSError):
                 if os.stat(f"{self._folder}/{name}").st_size > self._limit + _PAGE_BYTES:
                     self._lighten(name)
+
+    def untouched(self) -> bool:
+        """Both files are there, nothing was printed to them and nobody can any more, and there is nothing else in the
+        folders of the attempt and of its run: both may be another's."""
+        run, _, attempt = self._folder.rpartition("/")
+        try:
+            for name in NAMES:
+                with _opened(f"{self._folder}/{name}") as descriptor:
+                    status = os.fstat(descriptor)
+                    if status.st_size or not stat.S_ISREG(status.st_mode) or not _alone(descriptor, status):
+                        return False
+            return (
+                set(os.listdir(self._folder)) == _BARE
+                and os.listdir(run) == [attempt]
+                and all(_private(os.lstat(place), 0o700) for place in (self._folder, run))
+            )
+        except OSError:
+            return False
 
     def end(self, spares: Spares | None = None) -> str:
         """Cut what is too long, now that nobody writes any more. Returns what people should know of it."""
@@ -129,6 +144,23 @@ class Output:
                 os.pwrite(descriptor, os.pread(descriptor, step, size - tail + done), head + len(mark) + done)
             os.ftruncate(descriptor, head + len(mark) + tail)
             return size - self._limit
+
+
+def _private(status: os.stat_result, mode: int) -> bool:
+    return stat.S_IMODE(status.st_mode) == mode and status.st_uid == os.geteuid()
+
+
+def _alone(descriptor: int, status: os.stat_result) -> bool:
+    """Nobody else can write to the file: it has no other name, and no other process has it open, which is what the
+    kernel grants a lease for. The lease ends with `descriptor`; until then SIGIO, which it sends if somebody opens the
+    file, must be ignored."""
+    if not hasattr(fcntl, "F_SETLEASE") or status.st_nlink != 1 or not _private(status, 0o600):
+        return False
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError:
+        return False
+    return True
 
 
 def _mark(lost: int) -> bytes:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from daemon.ports import Began, CommandTask, Ended, Order, Report, SpawnError
@@ -94,16 +94,33 @@ class PosixSpawner:
         else:
             self._pool.start(order)
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        self._keeping.hold()
+        self._pool.hold()
+        try:
+            yield
+        finally:
+            self._keeping.let_go()
+            self._pool.let_go()
+
+    def recorded(self, run: str, attempt: int) -> None:
+        self._keeping.recorded((run, attempt))
+
     def prepare(self, runs: str) -> None:
         """Have ready what starts commands, so that the first one of attempts in folder `runs` is not late."""
         self._keeping.prepare(f"{runs}/run/1")
 
     def resume(self, order: Order, pid: int | None, started: int | None) -> None:
-        del pid, started  # The claim knows better.
         if self._knows((order.run, order.attempt)):
             return
-        if read_claim(order.folder) is not None:
+        if read_claim(order.folder) is not None:  # It knows better who performs the attempt.
             self._adopt(order)
+            return
+        if pid and started:  # Its folder is gone. It has begun once, and must not again.
+            adopted = _Adopted(order, (pid, started), None)
+            self._adopted[adopted.key] = adopted
+            self._settle(adopted)
             return
         try:
             self.start(order)

@@ -12,21 +12,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from daemon.ports import Began, CommandTask, Ended, InferenceTask, Order, PythonTask, Report, SpawnError
+from daemon.ports import Began, CommandTask, Ended, Order, PythonTask, Report, SpawnError
 from daemon.workers.child import BOOT
 from daemon.workers.claim import Status, claim_never, make_folder, read_claim, read_status, write_status
-from daemon.workers.command import environment_of, launch, line_for, place_of
+from daemon.workers.command import launch, line_for, place_of, who
 from daemon.workers.exits import Exit
+from daemon.workers.folders import sweep
 from daemon.workers.identity import start_time
 from daemon.workers.output import OUTPUT_BYTES, Output
 from daemon.workers.tree import Unwatch, Watch, killed_note, signal_tree
-from daemon.workers.wire import BUFFER_BYTES, LINE_BYTES_MAX, Channel, Message
+from daemon.workers.wire import BUFFER_BYTES, LINE_BYTES_MAX, Channel, Message, line_of
 
 SENT_AHEAD = BUFFER_BYTES // LINE_BYTES_MAX // 2
 """Orders a worker may have unclaimed: enough that it never waits for us, few enough to fit in the socket's buffer."""
 
 _LEAVE_MS = 5_000
 _LOOK_EVERY_MS = 1_000
+_SERVICES_KEPT = 256
 _ROOT = str(Path(__file__).resolve().parents[2])
 
 Key = tuple[str, int]
@@ -62,6 +64,7 @@ class _Ticket:
     """An attempt that the pool answers for, until its Ended is reported."""
 
     order: Order
+    service: _Service
     line: bytes
     worker: _Worker | None = None  # None: it waits for a place, or is over and its tree is being killed
     sent: bool = False
@@ -72,15 +75,29 @@ class _Ticket:
         return self.order.run, self.order.attempt
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Service:
+    """What attempts of one job have in common: made once for as many runs as there are."""
+
+    order: Order
+    """Any of theirs. It is kept, so that no other task can come to have the identity of its own."""
+    kind: str  # python | inference
+    serves: str  # the working folder, or the model's
+    key: tuple[object, ...]
+    """What two orders must share to share a worker."""
+    line: bytes
+    """The end of an order's line."""
+    named: Mapping[str, str]
+    """What an attempt adds to the worker's environment, but for its own name."""
+
+
 @dataclass(slots=True, eq=False)
 class _Worker:
     pid: int
     started: int
     exit: Exit
     channel: Channel
-    key: tuple[object, ...]
-    kind: str
-    serves: str
+    service: _Service
     ready: bool = False
     leaving: bool = False
     claimed: _Ticket | None = None
@@ -89,6 +106,10 @@ class _Worker:
     performed: int = 0
     quiet_since_ms: int | None = None  # idle, or leaving, since
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        return self.service.kind
 
     @property
     def load(self) -> int:
@@ -123,6 +144,9 @@ class Pool:
         self._workers: dict[int, _Worker] = {}  # by pid, the longest unused first
         self._tickets: dict[Key, _Ticket] = {}
         self._waiting: deque[_Ticket] = deque()  # for a place in the pool
+        self._services: dict[int, _Service] = {}  # by the identity of a task
+        self._held: set[_Worker] | None = None  # those that have orders to be sent; None while they are sent at once
+        self._swept = False
         self._now_ms = self._looked_ms = 0  # since boot, when `housekeep` last looked
 
     def __contains__(self, key: Key) -> bool:
@@ -135,7 +159,7 @@ class Pool:
     def views(self) -> list[WorkerView]:
         return [
             WorkerView(
-                worker.pid, worker.started, worker.kind, worker.serves, worker.state,
+                worker.pid, worker.started, worker.kind, worker.service.serves, worker.state,
                 worker.claimed.order.run if worker.claimed else None,
                 worker.claimed.order.attempt if worker.claimed else None,
                 worker.performed, dict(worker.facts),
@@ -145,7 +169,8 @@ class Pool:
 
     def start(self, order: Order) -> None:
         """SpawnError if its worker cannot be started, or the order is not JSON."""
-        ticket = _Ticket(order, _line(order))
+        service = self._service(order)
+        ticket = _Ticket(order, service, _line(order, service))
         self._tickets[ticket.key] = ticket
         self._waiting.append(ticket)
         try:
@@ -156,6 +181,15 @@ class Pool:
             del self._tickets[ticket.key]
             self._waiting.popleft()
             raise
+
+    def hold(self) -> None:
+        """Send no orders until `let_go`: then to each worker all of its own."""
+        self._held = set()
+
+    def let_go(self) -> None:
+        held, self._held = self._held or (), None
+        for worker in held:
+            self._top_up(worker)
 
     def stop(self, key: Key, *, force: bool) -> None:
         ticket = self._tickets[key]
@@ -205,6 +239,19 @@ class Pool:
         self._waiting.clear()
         self._tickets.clear()
 
+    def _service(self, order: Order) -> _Service:
+        """SpawnError if the order is not JSON."""
+        task = order.task
+        known = self._services.get(id(task))
+        if known is not None:
+            first = known.order
+            if first.task is task and first.env is order.env and first.limits is order.limits:
+                return known
+        if len(self._services) >= _SERVICES_KEPT:
+            self._services.clear()
+        known = self._services[id(task)] = _service_of(order)
+        return known
+
     def _deadlines(self) -> Iterator[int]:
         for worker in self._workers.values():
             limit_ms = self._patience_ms(worker)
@@ -234,12 +281,15 @@ class Pool:
                 self._give_up(self._waiting.popleft(), Status(1, None), str(error))
 
     def _place(self, ticket: _Ticket) -> bool:
-        kind, serves, key = _kind(ticket.order)
-        mates = [worker for worker in self._workers.values() if worker.key == key and self._accepts(worker)]
-        best = min(mates, key=lambda worker: worker.load, default=None)
+        service, best, least = ticket.service, None, 0
+        for worker in self._workers.values():
+            if worker.service is service or worker.service.key == service.key:
+                load = worker.load
+                if (best is None or load < least) and self._accepts(worker):
+                    best, least = worker, load
         # An engine holds a whole model: a second one is never worth its memory.
-        if (best is None or (best.load and kind == "python")) and self._room():
-            best = self._launch(ticket.order, kind, serves, key)
+        if (best is None or (least and service.kind == "python")) and self._room():
+            best = self._launch(ticket.order, service)
         if best is None:
             return False
         self._assign(best, ticket)
@@ -258,7 +308,7 @@ class Pool:
                 self._dismiss(idle)
         return False
 
-    def _launch(self, order: Order, kind: str, serves: str, key: tuple[object, ...]) -> _Worker:
+    def _launch(self, order: Order, service: _Service) -> _Worker:
         try:
             channel, theirs = Channel.pair()
         except OSError as error:
@@ -267,11 +317,14 @@ class Pool:
                 "raise the daemon's limit of open files, or let fewer runs go at once"
             ) from error
         limits = [f"{_RLIMITS[name]}={value}" for name, value in order.limits.items() if name in _RLIMITS]
-        argv = [self._python, "-P", "-c", BOOT, _ROOT, self._modules[kind], "3", *limits]
+        argv = [self._python, "-P", "-c", BOOT, _ROOT, self._modules[service.kind], "3", *limits]
         # What it prints before its first attempt is that attempt's.
         stdout, stderr = f"{order.folder}/stdout.log", f"{order.folder}/stderr.log"
         try:
             make_folder(order.folder)
+            if not self._swept and os.path.isdir(place_of(order.folder)):
+                sweep(place_of(order.folder))
+            self._swept = True
             pid = launch(self._python, argv, _lasting(order), stdout=stdout, stderr=stderr, channel=theirs)
         except OSError as error:
             channel.close()
@@ -281,7 +334,7 @@ class Pool:
             raise
         finally:
             os.close(theirs)
-        worker = _Worker(pid, start_time(pid) or 0, Exit(pid), channel, key, kind, serves)
+        worker = _Worker(pid, start_time(pid) or 0, Exit(pid), channel, service)
         self._workers[pid] = worker
         self._watch(worker.exit.fileno(), lambda: self._gone(worker))
         self._watch(channel.fileno(), lambda: self._hear(worker))
@@ -296,6 +349,9 @@ class Pool:
         self._top_up(worker)
 
     def _top_up(self, worker: _Worker) -> None:
+        if self._held is not None:
+            self._held.add(worker)
+            return
         lines = []
         for ticket in islice(worker.queue, SENT_AHEAD):
             if not ticket.sent:
@@ -368,7 +424,7 @@ class Pool:
         del self._tickets[ticket.key]
         self._report(Ended(
             ticket.order.run, ticket.order.attempt,
-            message["code"], None, message["cpu_ms"], message["rss_kib"], message["note"],
+            message["code"], None, message["cpu_ms"], message["rss_kib"], message["note"], message["outputs"],
         ))  # fmt: skip
         self._rest(worker)
 
@@ -385,7 +441,8 @@ class Pool:
 
     def _relieve(self, worker: _Worker) -> None:
         """Take over what waits behind a busy mate. The mate may have claimed it meanwhile; the claim decides."""
-        mates = [mate for mate in self._workers.values() if mate.key == worker.key and mate.claimed and mate.queue]
+        key = worker.service.key
+        mates = [mate for mate in self._workers.values() if mate.queue and mate.claimed and mate.service.key == key]
         if mates:
             ticket = max(mates, key=lambda mate: len(mate.queue)).queue[-1]
             _take_back(ticket)
@@ -474,14 +531,28 @@ def output_of(order: Order) -> Output:
 _RLIMITS = {"open_files": "RLIMIT_NOFILE", "file_size": "RLIMIT_FSIZE", "memory": "RLIMIT_AS"}
 
 
-def _kind(order: Order) -> tuple[str, str, tuple[object, ...]]:
-    """Kind, what it serves, and what two orders must share to share a worker."""
+def _service_of(order: Order) -> _Service:
     task = order.task
+    assert not isinstance(task, CommandTask)
+    lasting = _lasting(order)
     limits = tuple(sorted((name, value) for name, value in order.limits.items() if name in _RLIMITS))
+    key: tuple[object, ...]
     if isinstance(task, PythonTask):
-        return "python", task.cwd, ("python", task.cwd, task.path, frozenset(_lasting(order).items()), limits)
-    assert isinstance(task, InferenceTask)
-    return "inference", task.model, ("inference", task.model, task.device, task.dtype, task.quantization, limits)
+        kind, serves = "python", task.cwd
+        key = ("python", task.cwd, task.path, frozenset(lasting.items()), limits)
+    else:
+        kind, serves = "inference", task.model
+        key = ("inference", task.model, task.device, task.dtype, task.quantization, limits)
+    fields = {name: getattr(task, name) for name in task.__slots__}
+    if isinstance(task, PythonTask):
+        fields["kwargs"] = dict(task.kwargs)
+    message = {"place": place_of(order.folder), "task": fields, "limits": dict(order.limits)}
+    try:
+        line = line_of(message)
+    except (TypeError, ValueError) as error:
+        raise SpawnError(f"run {order.run}: its arguments are not JSON: {error}; pass plain JSON values") from error
+    named = {name: value for name, value in order.env.items() if name not in lasting}
+    return _Service(order, kind, serves, key, line[1:], named)
 
 
 def _claimed_by(order: Order, pid: int) -> bool:
@@ -500,17 +571,7 @@ def _lasting(order: Order) -> dict[str, str]:
     return {name: value for name, value in order.env.items() if not name.startswith("HERMESD_")}
 
 
-def _line(order: Order) -> bytes:
-    """The order as it is sent: itself, or the path of the file it was put in. SpawnError if it is not JSON, or if the
-    attempt's folder cannot be made."""
-    task = order.task
-    assert not isinstance(task, CommandTask)
-    fields = {name: getattr(task, name) for name in task.__slots__}
-    if isinstance(task, PythonTask):
-        fields["kwargs"] = dict(task.kwargs)
-    own = {name: value for name, value in environment_of(order).items() if name.startswith("HERMESD_")}
-    message = {"place": place_of(order.folder), "env": own, "task": fields, "limits": dict(order.limits)}
-    try:
-        return line_for(order, message)
-    except (TypeError, ValueError) as error:
-        raise SpawnError(f"run {order.run}: its arguments are not JSON: {error}; pass plain JSON values") from error
+def _line(order: Order, service: _Service) -> bytes:
+    """The order as it is sent: itself, or the path of the file it was put in. SpawnError if the attempt's folder cannot
+    be made."""
+    return line_for(order, {**service.named, **who(order)}, service.line)

@@ -15,9 +15,7 @@ Everything here is a JSON value: what is absent is None or empty, never left out
 
 from __future__ import annotations
 
-from typing import Any, Literal, NotRequired
-
-from typing_extensions import TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 Json = Any
 

@@ -44,7 +44,7 @@ class _Finding(NamedTuple):
 
 def plan_upgrade(question: Question) -> Answer:
     """Every repository of the job once, in the order of the plan."""
-    policy = UpgradePolicy.model_validate(question["policy"])
+    policy = UpgradePolicy.of(question["policy"])
     answer: Answer = _decide(question, policy)
     inputs = {group: digest(value) for group, value in groups(question).items()}
     first = digest({"inputs": inputs, "answer": answer})

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from policies.fault import BadValue
+from policies.policy import IllegalPolicy, legal
 from state.intelligence import Priors
+from state.shape import Within
 
 Json = Any
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Share = Annotated[float, Within(0, 1)]
 
 PARTS = ("change_size", "fragile_files", "remote_health", "risky_hour", "rollback_rate", "staleness")
 """The named parts of a risk."""
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+CALIBRATION_MAX = 50
 
 
-class Weights(_Closed):
+@dataclass(frozen=True)
+class Weights:
     change_size: Share
     fragile_files: Share
     rollback_rate: Share
@@ -34,56 +35,65 @@ class Weights(_Closed):
     risky_hour: Share
 
 
-class Risk(_Closed):
+@dataclass(frozen=True)
+class Risk:
     base: Share
     weights: Weights
-    change_half: int = Field(ge=1)
-    stale_half_days: int = Field(ge=1)
+    change_half: Annotated[int, Within(1)]
+    stale_half_days: Annotated[int, Within(1)]
     prior_rate: Share
-    prior_attempts: int = Field(ge=1, le=1000)
+    prior_attempts: Annotated[int, Within(1, 1000)]
     hold_at: Share
-    calibration: tuple[Annotated[tuple[Share, Share], Field(strict=False)], ...] = Field(max_length=50, strict=False)
-
-    @model_validator(mode="after")
-    def _rising(self) -> Self:
-        for (low, below), (high, above) in pairwise(self.calibration):
-            if low >= high or below > above:
-                raise BadValue(
-                    f"calibration goes from [{low:g}, {below:g}] to [{high:g}, {above:g}]",
-                    "Sort the pairs by their first number; the second must never fall",
-                )
-        return self
+    calibration: tuple[tuple[Share, Share], ...]
 
 
-class UpgradePolicy(_Closed):
+@dataclass(frozen=True)
+class UpgradePolicy:
     """What each value means is told beside its default."""
 
     risk: Risk
-    tries_per_commit: int = Field(ge=1, le=1000)
-    healthy_probes: int = Field(ge=1, le=1000)
-    health_half_life_ms: int = Field(ge=60_000)
-    uses_per_remote_host: int = Field(ge=1, le=1000)
-    busy_per_cpu: float = Field(gt=0)
-    memory_low_percent: int = Field(ge=0, le=100)
-    memory_critical_percent: int = Field(ge=0, le=100)
-    disk_reserve_bytes: int = Field(ge=0)
+    tries_per_commit: Annotated[int, Within(1, 1000)]
+    healthy_probes: Annotated[int, Within(1, 1000)]
+    health_half_life_ms: Annotated[int, Within(60_000)]
+    uses_per_remote_host: Annotated[int, Within(1, 1000)]
+    busy_per_cpu: Annotated[float, Within(0, above=True)]
+    memory_low_percent: Annotated[int, Within(0, 100)]
+    memory_critical_percent: Annotated[int, Within(0, 100)]
+    disk_reserve_bytes: Annotated[int, Within(0)]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Json]) -> UpgradePolicy:
+        """IllegalPolicy names the field that is wrong."""
+        legal(cls, values)
+        risk = values["risk"]
+        pairs = tuple((float(low), float(high)) for low, high in risk["calibration"])
+        if len(pairs) > CALIBRATION_MAX:
+            raise IllegalPolicy("risk.calibration", f"it has {len(pairs)} pairs, and {CALIBRATION_MAX} at most")
+        for (low, below), (high, above) in pairwise(pairs):
+            if low >= high or below > above:
+                what = f"calibration goes from [{low:g}, {below:g}] to [{high:g}, {above:g}]"
+                advice = "sort the pairs by their first number; the second must never fall"
+                raise IllegalPolicy("risk", f"{what}: {advice}")
+        return cls(**{**values, "risk": Risk(**{**risk, "weights": Weights(**risk["weights"]), "calibration": pairs})})
 
     @cached_property
     def priors(self) -> Priors:
         return Priors.of(self.values())
 
     def values(self) -> dict[str, Json]:
-        """JSON values; `UpgradePolicy.model_validate` makes the same policy of them."""
-        return self.model_dump(mode="json")
+        """JSON values; `UpgradePolicy.of` makes the same policy of them."""
+        values = asdict(self)
+        values["risk"]["calibration"] = [list(pair) for pair in self.risk.calibration]
+        return values
 
     def digest(self) -> str:
         return hashlib.sha256(orjson.dumps(self.values(), option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
 
 def adopt(defaults: Mapping[str, Json], override: Mapping[str, Json]) -> UpgradePolicy:
-    """The policy in force: `override` over `defaults`, also inside `risk` and its weights. pydantic's ValidationError
-    names the field that is wrong."""
-    return UpgradePolicy.model_validate(_over(defaults, override))
+    """The policy in force: `override` over `defaults`, also inside `risk` and its weights. IllegalPolicy names the
+    field that is wrong."""
+    return UpgradePolicy.of(_over(defaults, override))
 
 
 def _over(below: Mapping[str, Json], above: Mapping[str, Json]) -> dict[str, Json]:

@@ -14,10 +14,7 @@ begun to such an end.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
 from typing import Any, Literal, NamedTuple, cast
-
-from pydantic import TypeAdapter, ValidationError
 
 from ledger.record import Draft
 from policies.upgrade.facts import Integrity, LeaseNow, Probe, Question, Step, unread, unseen
@@ -25,6 +22,7 @@ from policies.upgrade.plan import plan_upgrade
 from state import upgrades
 from state.events import draft
 from state.graph import OVER, Graph, Run, Upgrade
+from state.shape import shape_of
 
 Json = Any
 
@@ -370,18 +368,9 @@ def told(graph: Graph, run: Run, result: Json, reason: str) -> Draft | None:
     return draft("upgrade.stepped", f"repository/{key}", {**about, "key": key, "facts": result})
 
 
-@cache
-def _adapter(shape: type) -> TypeAdapter[Any]:
-    return TypeAdapter(shape)
-
-
 def _holds(result: Json, shape: type) -> bool:
     """Whether it has every field, each of its kind: what is planned on it need not look again."""
-    try:
-        _adapter(shape).validate_python(result, strict=True)
-    except ValidationError:
-        return False
-    return True
+    return shape_of(shape, closed=False)(result) is None
 
 
 def planned(graph: Graph, wall_ms: int, policy_now: Callable[[], Mapping[str, Json]]) -> list[Draft]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 from time import perf_counter
+
+import psutil
 
 from daemon.inference.hermes_mini import FOLDER
 from daemon.inference.pool import EnginePool, ModelSpec
@@ -52,7 +55,10 @@ async def _two(bench: Bench) -> list[Figure]:
         pool.register(ModelSpec("a", spec))
         pool.register(ModelSpec("b", spec))
         bench.tell("loading two engines")
-        await asyncio.gather(*(pool.load(name) for name in ("a", "b")))
+        await pool.load("a")
+        alone = _pss()
+        await pool.load("b")
+        more = _pss() - alone if alone else 0
         for turn in range(bench.rounds):
             bench.tell(f"two engines and one, round {turn + 1} of {bench.rounds}")
             both.append(await _timed(pool, bench, "a", "b"))
@@ -62,7 +68,23 @@ async def _two(bench: Bench) -> list[Figure]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     target = Target(at_most=0.7, of_ratio=True) if cores > 1 else None
     note = f"hermes-mini, {_REQUESTS} requests of {_TOKENS} tokens, {cores} cores"
-    return [figure("two engines", "s", both, "one engine", one, target, note)]
+    found = [figure("two engines", "s", both, "one engine", one, target, note)]
+    if alone:
+        told = "PSS of all engine processes, and what they are forked from; hermes-mini"
+        found.append(figure("one more engine of a model", "MB", [more / 1e6], "the first", [alone / 1e6], note=told))
+    return found
+
+
+def _pss() -> int:
+    """Bytes of all processes below this one, what they share counted once; 0 where the system does not tell."""
+    found = 0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            text = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
+        except OSError:
+            return 0
+        found += sum(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("Pss:"))
+    return found
 
 
 async def _timed(pool: EnginePool, bench: Bench, *models: str) -> float:

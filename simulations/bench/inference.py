@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -42,7 +43,8 @@ _PROMPT, _NEW = 128, 32
 
 
 def measure(bench: Bench) -> list[Figure]:
-    cuda = _has_cuda()
+    # Where the driver's program is not, torch need not be asked.
+    cuda = shutil.which("nvidia-smi") is not None and bool(_asked({"do": "ask"})["cuda"])
     shape = {"hidden": 768, "layers": 12, "heads": 12, "kv_heads": 4, "dtype": "bfloat16"}
     if cuda:
         shape = {"hidden": 2048, "layers": 22, "heads": 32, "kv_heads": 8, "dtype": "bfloat16"}  # 1.1 billion
@@ -50,12 +52,11 @@ def measure(bench: Bench) -> list[Figure]:
         shape = {"hidden": 64, "layers": 2, "heads": 4, "kv_heads": 2, "dtype": "bfloat16"}
     bench.tell(f"a checkpoint of {shape['layers']} layers of {shape['hidden']}")
     order = {"folder": str(bench.folder), "shape": shape, "cuda": cuda, "rounds": bench.rounds, "quick": bench.quick}
-    _asked({**order, "do": "make"})
     told: dict[str, Json] = {}
     names = _ON_CUDA if cuda else CONTENDERS
     for name in (REFERENCE, names[3]) if bench.quick else names:
         bench.tell(name)
-        told[name] = _asked({**order, "do": "measure", "name": name})
+        told[name] = _asked({**order, "do": "measure", "name": name, "make": name == REFERENCE})
     figures = []
     where = "a GPU" if cuda else "one thread"
     for streams in STREAMS:
@@ -152,10 +153,6 @@ def _line(stream: IO[str]) -> str:
     return ""
 
 
-def _has_cuda() -> bool:
-    return bool(_asked({"do": "ask"})["cuda"])
-
-
 # In the contender's process
 
 
@@ -168,9 +165,9 @@ def _worker() -> None:
     answer: Json
     if order["do"] == "ask":
         answer = {"cuda": torch.cuda.is_available()}
-    elif order["do"] == "make":
-        answer = _make(order)
     else:
+        if order.get("make"):
+            _make(order)
         contender = _contender(order)
         if order["do"] == "hold":
             contender(1)
@@ -182,7 +179,8 @@ def _worker() -> None:
     os._exit(0)
 
 
-def _make(order: Json) -> Json:
+def _make(order: Json) -> None:
+    """What all contenders load."""
     from simulations.bench.checkpoint import gguf_of, llama_of
 
     folder = Path(order["folder"])
@@ -190,7 +188,6 @@ def _make(order: Json) -> Json:
     if not order["cuda"] and not order["quick"]:
         for kind in ("BF16", "Q8_0"):
             gguf_of(model, folder / f"{kind}.gguf", kind)
-    return {}
 
 
 def _measured(order: Json, contender: Any) -> Json:

@@ -1,16 +1,15 @@
-"""Reading the past: verified, sealed, folded into the graph, beside bare parsing of the same bytes; a daemon's start on
-a long one, with and without a snapshot; and memory while all of it is read."""
+"""Reading the past: verified, sealed, folded into the graph, beside bare parsing of the same bytes; and a daemon's
+start on a long one, with and without a snapshot."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import perf_counter
 
 import orjson
 
+from daemon.reading import replaying
 from daemon.system import OsDisk
 from ledger.ledger import Bounds
 from ledger.reader import read
@@ -24,8 +23,6 @@ from state.graph import Graph
 from state.projector import fold
 
 JOBS = 100
-_ROOT = Path(__file__).resolve().parents[2]
-_MB = 1_000_000
 
 
 def measure(bench: Bench) -> list[Figure]:
@@ -33,7 +30,9 @@ def measure(bench: Bench) -> list[Figure]:
     long = make_home(bench.folder / "long", jobs)
     bench.tell(f"making a ledger of {bench.events} events")
     make_past(long, bench.events, JOBS)
-    return [*_rates(bench), *_starts(bench, long), *_memory(bench, long)]
+    with replaying():  # as every replay of Hermes is
+        rates = _rates(bench)
+    return [*rates, *_starts(bench, long)]
 
 
 def _rates(bench: Bench) -> list[Figure]:
@@ -93,55 +92,6 @@ def _ready_s(home: Path) -> float:
     began_s = perf_counter()
     with DaemonProcess(home):
         return perf_counter() - began_s
-
-
-def _memory(bench: Bench, home: Path) -> list[Figure]:
-    """How much the process grows over the second half. By then everything that is kept has its full size."""
-    found = []
-    for what in ("read", "fold"):
-        bench.tell(f"memory while {bench.events} events are replayed ({what})")
-        done = subprocess.run(
-            [sys.executable, "-c", _SAMPLES, str(home), what, str(max(1, bench.events // 40))],
-            cwd=_ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise Stuck(f"replaying {home} failed: {done.stderr}")
-        resident = [int(word) for word in done.stdout.split()]
-        middle = len(resident) // 2
-        grown = (max(resident[middle:]) - max(resident[:middle])) / _MB
-        name = "replay, verified" if what == "read" else "replay, folded"
-        found += [
-            figure(f"{name}: peak resident", "MB", [max(resident) / _MB]),
-            figure(f"{name}: growth", "MB", [max(0.0, grown)], target=Target(at_most=5), note=(
-                f"The peak of the second half of {bench.events:,} events above that of the first ({grown:+.1f} MB). "
-                "With `--events 10000000`, of ten million.")),
-        ]  # fmt: skip
-    return found
-
-
-_SAMPLES = """
-import sys
-from itertools import islice
-import psutil
-from daemon.reading import replaying
-from daemon.system import OsDisk
-from ledger.reader import read
-from state.graph import Graph
-from state.projector import fold
-home, what, every = sys.argv[1], sys.argv[2], int(sys.argv[3])
-process, graph, records = psutil.Process(), Graph(), read(OsDisk(home))
-with replaying():
-    while True:
-        if what == "fold":
-            before = graph.seq
-            fold(graph, islice(records, every))
-            count = graph.seq - before
-        else:
-            count = sum(1 for _ in islice(records, every))
-        if not count:
-            break
-        print(process.memory_info().rss)
-"""
 
 
 def _parse(files: list[Path]) -> None:

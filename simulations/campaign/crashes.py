@@ -13,7 +13,7 @@ from math import prod
 from random import Random
 from typing import Any, NamedTuple
 
-from simulations.disk import SimDisk, _File, _Operation
+from simulations.disk import SimDisk, _File
 
 STATES_MAX = 24
 """Of one moment."""
@@ -46,9 +46,9 @@ class WatchedDisk(SimDisk):
         if self.watching:
             self.moments.append(Moment(operation, self.acknowledged, tuple(self._states())))
 
-    def _operation(self, verb: str, path: str) -> _Operation:
+    def _before(self, verb: str, path: str) -> None:
         self.note(f"{verb} {path}")
-        return super()._operation(verb, path)
+        super()._before(verb, path)
 
     def _states(self) -> Iterator[Files]:
         names = sorted({*self._shown, *self._held})

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from pydantic import ValidationError
 
 from daemon import jobfiles, resources
 from daemon.cli.call import Call
@@ -16,7 +15,7 @@ from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
 from daemon.version import ROOT
 from policies.adoption import Accepted, Problem
-from policies.policy import SchedulingPolicy, adopt
+from policies.policy import IllegalPolicy, SchedulingPolicy, adopt
 from simulations.habits import Habits
 from state.graph import Graph
 
@@ -61,11 +60,8 @@ def policy_of(call: Call, file: Path | None) -> SchedulingPolicy:
         if file is not None:
             raise
         return adopt(defaults, {})
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        what = f"{field}: {first['msg']}"
-        raise Failure(Exit.BAD_INPUT, what, where=str(path), do=f"the names are {', '.join(defaults)}") from None
+    except IllegalPolicy as error:
+        raise Failure(Exit.BAD_INPUT, str(error), where=str(path), do=f"the names are {', '.join(defaults)}") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise Failure(Exit.BAD_INPUT, " ".join(str(error).split()), where=str(path)) from None
 

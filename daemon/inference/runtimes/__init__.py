@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 Json = Any
@@ -83,7 +83,7 @@ class Spec:
     """What only this runtime knows; an unknown name is refused."""
 
     def as_json(self) -> dict[str, Json]:
-        return {**asdict(self), "options": dict(self.options)}
+        return {each.name: getattr(self, each.name) for each in fields(self)} | {"options": dict(self.options)}
 
     @classmethod
     def of_json(cls, value: Mapping[str, Json]) -> Spec:
@@ -129,7 +129,8 @@ class Generation:
     """Go on past the model's end token, to max_new_tokens: for measuring."""
 
     def as_json(self) -> dict[str, Json]:
-        return {name: value for name, value in asdict(self).items() if value != _DEFAULTS.get(name, _NOTHING)}
+        told = ((name, getattr(self, name)) for name in _DEFAULTS)
+        return {name: value for name, value in told if value != _DEFAULTS[name]}
 
     @classmethod
     def of_json(cls, value: Mapping[str, Json]) -> Generation:
@@ -179,7 +180,6 @@ class Generation:
 
 
 STOPS_MAX = 16
-_NOTHING = object()
 _WHOLE = (
     ("max_new_tokens", 1, 10_000_000), ("top_k", 0, 10_000_000), ("seed", -(2**63), 2**64 - 1), ("n", 1, 128),
     ("logprobs", 0, 20), ("priority", -1000, 1000),

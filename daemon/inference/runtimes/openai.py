@@ -7,7 +7,10 @@ from collections.abc import Iterator, Sequence
 
 from daemon.inference.engine import EngineError
 from daemon.inference.runtimes import Generation, Json, Refused, Said, Spec, Top
-from daemon.inference.runtimes.remote import Call, Remote, Turned, seeded
+from daemon.inference.runtimes.remote import Call, Remote, Turned
+
+_SEED = (1 << 63) - 1
+"""What a seed may have, in OpenAI's reference; all choices are drawn by the server, from one seed."""
 
 
 def load(spec: Spec) -> OpenAI:
@@ -34,7 +37,7 @@ class OpenAI(Remote):
         body: dict[str, Json] = {
             "model": self.model, "stream": True, "stream_options": {"include_usage": True},
             "max_tokens": request.max_new_tokens, "temperature": request.temperature, "top_p": request.top_p,
-            "n": request.n, "seed": seeded(request, 0, 63),
+            "n": request.n, "seed": request.seed & _SEED,
         }  # fmt: skip
         if request.n == 1:
             del body["n"]
