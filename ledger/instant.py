@@ -28,6 +28,7 @@ class Now(NamedTuple):
         return self.boot_ns // 1_000_000
 
 
+@lru_cache(maxsize=1024)
 def text_of(ms: int) -> str:
     """`2026-11-21T04:30:00Z`; milliseconds are written only when there are some."""
     seconds, rest_ms = divmod(ms, 1000)

@@ -323,7 +323,7 @@ class Ledger:
             while taken < len(data):
                 count = self._file.write(data[taken:] if taken else data)
                 if count <= 0:
-                    raise OSError(errno.EIO, "the write took nothing", self._path)
+                    raise OSError(errno.EIO, "the write took nothing")
                 taken += count
             self._file.sync()
         except OSError as error:

@@ -321,7 +321,9 @@ def _refuse_fields(draft: Draft) -> None:
         type(draft.type) is type(draft.subject) is str
         and draft.type
         and draft.subject
-        and draft.id is draft.cause is draft.corr is None
+        and draft.id is None
+        and draft.cause is None
+        and draft.corr is None
         and type(draft.tv) is int
         and draft.tv == 1
         and type(draft.data) is dict

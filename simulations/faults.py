@@ -79,6 +79,10 @@ POINTS = {
 }
 
 
+_RARE = ("a run is to be stopped and no signal was sent", *["a run is to be killed and no signal was sent"] * 8)
+"""Hardly come by in a short life, and so drawn more often."""
+
+
 class Fault(NamedTuple):
     what: str
     one_in: int
@@ -132,8 +136,8 @@ def _die(world: World, chance: Random) -> Reasons:
 
 
 def _die_at_a_point(world: World, chance: Random) -> Reasons:
-    point = POINTS[chance.choice(list(POINTS))]
-    times = chance.choice((1, 1, 2, 5))
+    point = POINTS[chance.choice([*POINTS, *_RARE])]
+    times = chance.choice((1, 1, 1, 3))
     if point.operation.startswith("act "):
         world.host.deadly_at = (point.operation.removeprefix("act "), times)
     else:
@@ -267,7 +271,7 @@ FAULTS = {
     "error": Fault("an operation on the disk fails, and a sync that failed lies about it", 15, _fail),
     "refused": Fault("the disk has gone read-only, or too many files are open", 20, _refuse),
     "slow": Fault("a sync takes seconds", 12, _slow),
-    "rot": Fault("bytes change at rest; older, shorter and missing files", 15, _rot_at_rest),
+    "rot": Fault("bytes change at rest; older, shorter and missing files", 10, _rot_at_rest),
     "derived": Fault("people delete state/, snapshots and lease files", 15, _delete_what_is_derived),
     "jump": Fault("the wall clock is set", 12, _jump),
     "starve": Fault("the daemon gets no time, or the machine sleeps, for hours", 20, _starve),
@@ -287,9 +291,11 @@ def rot(files: dict[str, bytes], backup: dict[str, bytes], chance: Random) -> tu
 
     What is cut short or taken from a backup is a segment, because of these HEAD tells."""
     segments = [path for path in files if re.fullmatch(r"ledger/\d.*\.jsonl", path)]
-    kind = chance.choice(("flip", "flip", "cut", "gone", "old", "other", "snapshot", "snapshot"))
+    kind = chance.choice(("flip", "sealed", "sealed", "cut", "gone", "old", "other", "snapshot", "snapshot"))
     if kind == "flip":
         path = chance.choice(segments)
+    elif kind == "sealed":
+        path = segments[-2:][0]
     elif kind == "snapshot":
         path = max((path for path in files if path.startswith("snapshots/")), default=segments[-1])
     elif kind == "other":

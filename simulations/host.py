@@ -189,9 +189,11 @@ class SimSpawner:
         unheard, echo_ms = False, 0
         host.next_pid += 1
         if host.odd_workers:
-            span_ms = 1 << 40 if chance.random() < 0.15 else span_ms
+            hangs = chance.random() < 0.3
+            span_ms = 1 << 40 if hangs else span_ms
+            code, stubborn = 0 if chance.random() < 0.5 else 3, chance.random() < (0.8 if hangs else 0.3)
             unheard = chance.random() < 0.1
-            echo_ms = chance.choice((0, 0, 1, 3_000, 5_000, 300_000))
+            echo_ms = chance.choice((0, 1, 3_000, 3_000, 5_000, 300_000))
             host.next_pid = 1000 + host.next_pid % 5
         boot_ms = host.clock.boot_ns // 1_000_000
         return Process(

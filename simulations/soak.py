@@ -1,8 +1,8 @@
 """`python -m simulations.soak --requests 10000`: many requests to one gateway, and what they leave behind.
 
-Some are streamed, some left in the middle, some wrong. Memory and descriptors of the gateway and of its engine are
-printed before, half-way and after. Exit status 1 if they grew from half-way on by more than a few MiB or by any
-descriptor, or if something is left undone.
+Some are streamed, some left in the middle, some wrong. Memory and descriptors of the gateway, of its engine and of the
+daemon that records what they do are printed before, half-way and after. Exit status 1 if those of gateway or engine
+grew from half-way on by more than a few, or if something is left undone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ Json = Any
 
 AT_ONCE = 64
 GREW_BYTES_MAX = 16 << 20
+GREW_DESCRIPTORS_MAX = 2
+"""Connections to the daemon come and go."""
 MODEL = "hermes-mini"
 _WARM = 1000
 """By then allocators hold what they need."""
@@ -75,10 +77,20 @@ async def _get(socket: Path, path: str) -> Json:
     return orjson.loads(answer.partition(b"\r\n\r\n")[2])
 
 
-async def _soak(socket: Path, gateway: int, requests: int) -> bool:
+def _gateway(home: Path) -> int | None:
+    """Its process, once it is there."""
+    ends_s = time.monotonic() + _READY_S
+    while time.monotonic() < ends_s:
+        if (home / "gateway.json").exists():
+            return int(orjson.loads((home / "gateway.json").read_bytes())["pid"])
+        time.sleep(0.05)
+    return None
+
+
+async def _soak(socket: Path, daemon: int, gateway: int, requests: int) -> bool:
     await _ask(socket, 0)  # loads the model
     engine = (await _get(socket, _STATS))["engines"][0]["pid"]
-    processes = {"gateway": psutil.Process(gateway), "engine": psutil.Process(engine)}
+    processes = {"gateway": psutil.Process(gateway), "engine": psutil.Process(engine), "daemon": psutil.Process(daemon)}
     began_s, at, measured = time.monotonic(), 1, []
     for when, count in (("warm", min(requests, _WARM)), ("half-way", requests // 2), ("at the end", requests // 2)):
         await ask_many(socket, AT_ONCE, range(at, at + count))
@@ -91,7 +103,8 @@ async def _soak(socket: Path, gateway: int, requests: int) -> bool:
     print(f"{(at - 1) / (time.monotonic() - began_s):,.0f} requests a second; {left} left")
     _, half, end = measured
     return not left and all(
-        end[name][0] - half[name][0] <= GREW_BYTES_MAX and end[name][1] <= half[name][1] for name in processes
+        end[name][0] - half[name][0] <= GREW_BYTES_MAX and end[name][1] - half[name][1] <= GREW_DESCRIPTORS_MAX
+        for name in ("gateway", "engine")
     )
 
 
@@ -114,18 +127,20 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         (home / "hermesd.yaml").write_text("gateway:\n  resume: 0s\n")
-        with (home / "log").open("wb") as log:
-            words = [sys.executable, "-m", "daemon.cli", "gateway", "--home", folder, "--json"]
-            gateway = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log)
-            try:
-                assert gateway.stdout is not None
-                if not gateway.stdout.readline():
-                    print((home / "log").read_text()[-2000:], file=sys.stderr)
-                    return 1
-                flat = asyncio.run(_soak(home / "gateway.sock", gateway.pid, requests))
-            finally:
-                gateway.terminate()
-                gateway.wait(_READY_S)
+        log = home / "log"
+        words = [sys.executable, "-m", "daemon.cli", "--home", folder, "run"]
+        with log.open("wb") as told:
+            daemon = subprocess.Popen(words, stdout=told, stderr=told)
+        try:
+            gateway = _gateway(home)
+            if gateway is None:
+                print(log.read_text()[-2000:], file=sys.stderr)
+                return 1
+            flat = asyncio.run(_soak(home / "gateway.sock", daemon.pid, gateway, requests))
+        finally:
+            subprocess.run([*words[:-1], "engines", "stop", "--gateway"], stdout=subprocess.DEVNULL, check=False)
+            daemon.terminate()
+            daemon.wait(_READY_S)
     print("flat" if flat else "it grew")
     return 0 if flat else 1
 

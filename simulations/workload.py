@@ -64,7 +64,7 @@ def _body(number: int) -> dict[str, Json]:
     chance = Random(f"body {number}")
     raw: dict[str, Json] = {
         "kind": "command", "argv": ["work"],
-        "priority": chance.randint(0, 100), "timeout": chance.choice(("5s", "1m", "1h")), "grace": "3s",
+        "priority": chance.randint(0, 100), "timeout": chance.choice(("5s", "5s", "1m", "1h")), "grace": "3s",
         "overlap": chance.choice(("skip", "skip", "allow_all", *OVERLAPS)),
         "missed": {
             "policy": chance.choice(("latest", "skip", "all")), "window": chance.choice(("10m", "1d")), "max": 5,

@@ -81,9 +81,9 @@ class World:
         self.drawn = self.faults
         self.luck = Luck(self.seed, self.faults, self.without)
         knobs = Random(f"{self.seed} knobs")
-        self.bounds = Bounds(segment_bytes=knobs.choice((6_000, 20_000, 100_000)), reserve_bytes=1_000)
+        self.bounds = Bounds(segment_bytes=knobs.choice((4_000, 12_000, 100_000)), reserve_bytes=1_000)
         self.view_every_ms = knobs.choice((250, 60_000, *[_SELDOM_MS] * 6))
-        self.snapshot_every = knobs.choice((10, 40, 1_000_000))
+        self.snapshot_every = knobs.choice((6, 20, 1_000_000))
         self.clock = SimClock(START_MS)
         self.host = Host(self.clock, Random(f"{self.seed} host"), name=str(self.seed))
         self.host.odd_workers, self.host.bad_lines = "workers" in self.faults, "notices" in self.faults
@@ -182,7 +182,7 @@ class World:
         writer = Writer("sim", self.clock.boot_id, pid, self.lives, "0")
         around = Surroundings(Path("/home"), Path("/root"), {}, {})
         loop = Loop(self._doors(spawner), around, writer, started)
-        loop.snapshot_every, loop.snapshot_at_stop = self.snapshot_every, 10
+        loop.snapshot_every, loop.snapshot_at_stop = self.snapshot_every, 25
         spawner.check_order = lambda order: checkers.before_an_effect(self, order, loop)
         return loop
 
@@ -336,7 +336,7 @@ class World:
             self._make_room()
         for fault, details in self.luck.strikes(self.step):
             reasons |= fault.strike(self, details)
-        if chance.random() < 0.2:
+        if chance.random() < 0.3:
             reasons |= {"housekeeping"}
         self.rouse(reasons)
 
@@ -371,7 +371,10 @@ class World:
     def _calm_down(self) -> None:
         """No more faults and no more work: every run must come to an end in bounded time."""
         self.faults = frozenset()
+        due = self.host.deadly_at
         self.calm_faults()
+        if due is not None and due[0] in ("stop ", "kill "):
+            self.host.deadly_at = due  # Most is stopped now: in this, it may still be killed once.
         self.host.foreign.clear()
         self.host.bad_lines = self.host.odd_workers = False
         if self.host.files:
@@ -381,14 +384,17 @@ class World:
             self.rouse(NOTHING)
         self.jobs = {}
         self.ask("resume", {})
+        lives = self.lives
         self.rouse(frozenset({"jobs", "leases"}))
         self.calm_since_ns = self.clock.lived_ns
         for _ in range(_CALM_LOOKS_MAX):
             assert self.loop is not None
             if self.clock.lived_ns - self.calm_since_ns > _CALM_MS_MAX * 1_000_000:
                 break
-            if not self.loop.graph.active and self.timer_ms is None:
+            if not self.loop.graph.active and self.timer_ms is None and lives == self.lives:
+                self.host.deadly_at = None
                 return
+            lives = self.lives  # A daemon that has only just begun has not said yet what it waits for.
             now_ms, next_ms = self.clock.wall_ns // 1_000_000, self._next_ms()
             gap_ms = 600_000 if next_ms == NEVER_MS else min(max(0, next_ms - now_ms), _DAY_MS)
             self.clock.advance_ns(gap_ms * 1_000_000)

@@ -23,8 +23,8 @@ from remote_servers import OllamaHandler, url
 from remote_servers import serving as serving_ollama
 
 from daemon.gateway_watch import LOG, LOG_BYTES_MAX, GatewayWatch
-from daemon.inference.pool import Fact
 from daemon.inference.spool import FILE, Spool
+from daemon.inference.views import Fact
 from daemon.system import OsDisk
 from daemon.workers import identity
 from ledger.reader import read

@@ -426,7 +426,8 @@ def test_other_things_that_are_no_request(gateway: Gateway, client: httpx.Client
     assert client.post("/v1/completions", content=b"a=b", headers={"content-type": "text/plain"}).status_code == 415
     assert client.get("/v1/completions").headers["allow"] == "POST"
     assert client.get("/../../etc/passwd").status_code == 404
-    for nonsense in (b"\x16\x03\x01\x02\x00\r\n\r\n", b"GET / HTTP/1.1\r\n: x\r\n\r\n", b"X" * 200_000):
+    endless_head = b"GET / HTTP/1.1\r\nhost: " + b"x" * 400_000
+    for nonsense in (b"\x16\x03\x01\x02\x00\r\n\r\n", b"GET / HTTP/1.1\r\n: x\r\n\r\n", b"X" * 200_000, endless_head):
         with raw(gateway, tcp=True) as peer:
             with contextlib.suppress(ConnectionError):
                 peer.sendall(nonsense)
@@ -446,6 +447,25 @@ def test_other_things_that_are_no_request(gateway: Gateway, client: httpx.Client
     assert client.get("/v1/models").status_code == 200
 
 
+def test_requests_on_one_connection_are_answered_in_turn_and_old_clients_get_no_stream(gateway: Gateway) -> None:
+    asked = [LONG | {"max_tokens": 3, "stream": stream} for stream in (True, False, True)]
+    bodies = [json.dumps(one).encode() for one in asked]
+    with raw(gateway) as peer:
+        peer.sendall(
+            b"".join(head(body) + body for body in bodies[:2]) + head(bodies[2], connection="close") + bodies[2]
+        )
+        said = all_of(peer)
+    first, second, third = said.split(b"HTTP/1.1 200 OK\r\n")[1:]
+    assert b"data: [DONE]" in first
+    assert first.endswith(b"0\r\n\r\n")
+    assert json.loads(second.partition(b"\r\n\r\n")[2])["object"] == "text_completion"
+    assert b"data: [DONE]" in third
+    for body, status in ((bodies[0], b" 400 "), (bodies[1], b" 200 ")):
+        with raw(gateway) as peer:
+            peer.sendall(head(body).replace(b"HTTP/1.1", b"HTTP/1.0") + body)
+            assert status in all_of(peer)[:40]
+
+
 def test_a_restart_leaves_nothing_behind_and_a_second_gateway_is_refused(tmp_path: Path) -> None:
     home = make_home(tmp_path / "home")
     with Gateway(home) as first:
@@ -462,10 +482,11 @@ def test_a_restart_leaves_nothing_behind_and_a_second_gateway_is_refused(tmp_pat
         assert (tmp_path / "home" / "gateway.token").read_text().strip() == first.token == after_a_kill.token
 
 
-def test_slow_heads_and_slow_bodies_are_not_waited_for_for_ever(
+def test_slow_or_long_heads_and_slow_bodies_are_not_waited_for_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "HEAD_S", 0.2)
+    monkeypatch.setattr(server, "HEAD_BYTES_MAX", 1000)
     monkeypatch.setattr(call, "BODY_S", 0.2)
     home = make_home(tmp_path / "home")
     ready, gateway = threading.Event(), server.Gateway(Home(home), GatewaySettings())
@@ -483,6 +504,11 @@ def test_slow_heads_and_slow_bodies_are_not_waited_for_for_ever(
                 peer.connect(str(home / "gateway.sock"))
                 peer.sendall(begun)
                 assert all_of(peer) == b""
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(120)
+            peer.connect(str(home / "gateway.sock"))
+            peer.sendall(b"GET /v1/models HTTP/1.1\r\nhost: " + b"x" * 2000)
+            assert b" 400 " in all_of(peer)[:40]
         with socket.socket(socket.AF_UNIX) as peer:
             peer.settimeout(120)
             peer.connect(str(home / "gateway.sock"))

@@ -27,7 +27,8 @@ from daemon.gateway.server import Gateway
 from daemon.gateway.settings import GatewaySettings
 from daemon.home import Home
 from daemon.inference.hermes_mini import FOLDER
-from daemon.inference.pool import EnginePool, Fact
+from daemon.inference.pool import EnginePool
+from daemon.inference.views import Fact
 from simulations.soak import ask_many
 
 Json = Any
@@ -265,14 +266,13 @@ def test_an_engine_that_dies_ends_the_answers_it_had_begun_and_no_others(tmp_pat
     async def story() -> None:
         async with a_gateway(tmp_path / "home") as (gateway, client):
             begun = asyncio.create_task(chat(client))
-            await until(lambda: [each.pid for each in gateway.pool.engines()].count(0) == 0 < state(gateway)["engines"],
-                        "one loads")  # fmt: skip
+            await until(lambda: any(engine.pid for engine in gateway.pool.engines()), "one loads")
             os.kill(gateway.pool.engines()[0].pid, signal.SIGKILL)
             assert await begun == SAID
             whole = asyncio.create_task(client.post("/v1/completions", json=LONG | {"max_tokens": 900}))
             async with streaming(client, max_tokens=900) as events:
                 await anext(events)
-                await until(lambda: state(gateway)["running"] == 2, "both run")
+                await until(lambda: [call.told > 0 for call in gateway.pool._calls.values()] == [True] * 2, "both run")
                 os.kill(gateway.pool.engines()[0].pid, signal.SIGKILL)
                 error = json.loads([event async for event in events][-1])["error"]
             assert error["code"] == "engine_lost"

@@ -24,7 +24,7 @@ from daemon.gateway.refusal import Refusal, refusal_of
 from daemon.gateway.settings import GatewaySettings
 from daemon.gateway.stream import CREDIT_BYTES, KEPT_BYTES, Stream, Streams
 from daemon.home import HomeError
-from daemon.inference import pool
+from daemon.inference import failures
 from daemon.inference.rerun import drawn
 
 T = TypeVar("T")
@@ -168,14 +168,14 @@ def test_ids_that_are_no_events(id: str) -> None:
 @pytest.mark.parametrize(
     ("error", "status", "after"),
     [
-        (pool.UnknownModel("no"), 404, None),
-        (pool.Busy("no", 0.2), 429, "1"),
-        (pool.Broken("no", 12.3), 503, "13"),
-        (pool.DoesNotFit("no", {"cpu": {"needed_bytes": 2}}), 409, None),
-        (pool.LoadFailed("no"), 409, None),
-        (pool.BadRequest("max_new_tokens", "no"), 400, None),
-        (pool.EngineLost("no", 7), 502, None),
-        (pool.SlowReader("no"), 408, None),
+        (failures.UnknownModel("no"), 404, None),
+        (failures.Busy("no", 0.2), 429, "1"),
+        (failures.Broken("no", 12.3), 503, "13"),
+        (failures.DoesNotFit("no", {"cpu": {"needed_bytes": 2}}), 409, None),
+        (failures.LoadFailed("no"), 409, None),
+        (failures.BadRequest("max_new_tokens", "no"), 400, None),
+        (failures.EngineLost("no", 7), 502, None),
+        (failures.SlowReader("no"), 408, None),
     ],
 )
 def test_every_error_of_the_pool_has_its_status(error: Exception, status: int, after: str | None) -> None:

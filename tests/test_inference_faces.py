@@ -12,8 +12,8 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from daemon.inference.faces import LLMClient, PortableMultiInstanceManager, find_model
+from daemon.inference.failures import BadRequest, LoadFailed
 from daemon.inference.hermes_mini import FOLDER
-from daemon.inference.pool import BadRequest, LoadFailed
 
 PROMPT = "Triage this log line: link down"
 

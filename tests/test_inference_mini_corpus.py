@@ -65,6 +65,27 @@ def test_no_slot_is_left_unfilled() -> None:
     assert left == []
 
 
+def test_the_unseen_templates_are_labelled_and_near_none_that_the_model_was_trained_on() -> None:
+    def words(text: str) -> frozenset[str]:
+        return frozenset(re.findall(r"[a-z]+", re.sub(r"\{\w+\}", " ", text).lower()))
+
+    trained: dict[str, set[frozenset[str]]] = {}
+    for family in corpus.families():
+        for message in family.messages if family.split == "training" else ():
+            for word in (mine := words(message.text)):
+                trained.setdefault(word, set()).add(mine)
+    families = make.families_in(ROOT / "tests" / "data" / "triage_unseen.txt")
+    messages = [message for family in families for message in family.messages]
+    assert {family.split for family in families} == {"known", "unknown"}
+    assert {name for family in families for name in family.formats} <= set(formats.FORMATS) | set(formats.GROUPS)
+    assert {m.severity for m in messages} == set(formats.SEVERITIES)
+    assert {m.category for m in messages} == set(corpus.CATEGORIES)
+    assert len({message.text for message in messages}) > 5_000
+    for mine in map(words, (message.text for message in messages)):
+        others = {other for word in mine for other in trained.get(word, ())}
+        assert not [other for other in others if 2 * len(mine & other) >= len(mine | other)], mine
+
+
 def test_families_kept_for_measuring_never_train() -> None:
     trained = {example.family for example in first_examples(20_000)}
     kept = {example.family for example in measured("heldout")}

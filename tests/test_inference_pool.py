@@ -24,21 +24,20 @@ pytest.importorskip("transformers")
 from engine_place import DEADLINE_S, PROMPT, SAID, Place, descriptors, place, run, until, wide  # noqa: F401
 
 from daemon.inference import pool as pool_module
-from daemon.inference.hermes_mini import FOLDER
-from daemon.inference.pool import (
+from daemon.inference.failures import (
     BadRequest,
     Broken,
     Busy,
     DoesNotFit,
     EngineLost,
-    EnginePool,
-    Fact,
     LoadFailed,
-    ModelSpec,
     SlowReader,
     UnknownModel,
 )
+from daemon.inference.hermes_mini import FOLDER
+from daemon.inference.pool import EnginePool
 from daemon.inference.runtimes import Done, Generation, Piece, Spec
+from daemon.inference.views import Fact, ModelSpec
 from policies.engines import Limits
 
 
@@ -323,7 +322,8 @@ def test_engines_die_with_the_process_that_has_them(tmp_path: Path) -> None:
     program = (
         "import asyncio, sys\n"
         "from pathlib import Path\n"
-        "from daemon.inference.pool import EnginePool, ModelSpec\n"
+        "from daemon.inference.pool import EnginePool\n"
+        "from daemon.inference.views import ModelSpec\n"
         "from daemon.inference.runtimes import Spec\n"
         "async def main():\n"
         "    pool = EnginePool(Path(sys.argv[1]))\n"

@@ -269,6 +269,22 @@ def test_a_watermark_that_contradicts_the_segments_is_refused_and_named() -> Non
         assert alone(disk.files()) == (1, [(file, 0)])
 
 
+@pytest.mark.parametrize("sizes", [(1,) * 12, (3, 1, 5, 2)])
+def test_whichever_record_a_watermark_contradicts_the_good_ones_before_it_are_read(sizes: tuple[int, ...]) -> None:
+    disk = SimDisk(1)
+    grown(disk, (sizes,))
+    path, head = segment_paths(disk)[0], disk.read("ledger/HEAD")
+    records, text = list(read(disk)), disk.read(path)
+    for record in records[1:]:
+        disk.corrupt("ledger/HEAD", changed(head, seq=record.seq, hash="0" * 22))
+        given: list[Record] = []
+        with pytest.raises(Corrupt, match=f"HEAD names another record as seq {record.seq};") as caught:
+            given.extend(read(disk))
+        assert given == records[: record.batch - 1]
+        assert caught.value.offset == text.index(b'{"seq":%d,' % record.seq)
+        assert (caught.value.first_good, caught.value.last_good) == (1, record.seq - 1)
+
+
 def without_seals(disk: SimDisk) -> SimDisk:
     for name in disk.list("ledger"):
         if name.endswith(".seal") or name == MANIFEST:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledger_home import WRITER, at, copy_of, fact, grown, last_segment, opened
 
+from ledger import watermark
 from ledger.errors import Corrupt, Poisoned
 from ledger.ledger import Ledger
 from ledger.reader import Tail, read
@@ -224,6 +225,34 @@ def test_a_damaged_epoch_is_refused_and_a_missing_one_is_made_anew() -> None:
         opened(disk)
     disk.remove("ledger/EPOCH")
     assert opened(disk).epoch == 3
+
+
+@pytest.mark.parametrize("lost_bytes", [1, 200, 20_000, 60_000])
+def test_of_a_long_batch_without_its_end_nothing_is_kept(lost_bytes: int) -> None:
+    disk = SimDisk(1)
+    ledger = opened(disk)
+    kept = ledger.append([fact(0)], at())[-1]
+    path, size = last_segment(disk), len(disk.read(last_segment(disk)))
+    ledger.append([fact(number) for number in range(700)], at())
+    disk.kill()
+    disk.corrupt(path, disk.read(path)[:-lost_bytes])
+    assert list(read(disk))[-1] == kept
+    found = survey(disk, "ledger")
+    assert (found.head, [(cut.file, cut.offset) for cut in found.cuts]) == (
+        (kept.seq, kept.hash), [(path.removeprefix("ledger/"), size)],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_an_opening_has_recorded_is_proven_by_a_head_that_a_power_cut_leaves(seed: int) -> None:
+    disk = SimDisk(seed)
+    opened(disk).append([fact(0)], at())
+    disk.kill()
+    ledger = opened(disk, 1)  # writes the unproven batch anew, and records that
+    disk.crash()
+    mark = watermark.read(disk, "ledger", watermark.HEAD)
+    assert mark is not None
+    assert (mark.seq, mark.hash) == ledger.head
 
 
 def test_a_damaged_head_is_kept_and_proves_nothing() -> None:

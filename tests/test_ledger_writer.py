@@ -173,7 +173,7 @@ def test_an_interrupt_in_the_middle_of_a_write_poisons(monkeypatch: pytest.Monke
     monkeypatch.setattr(ledger._file, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ledger.append([fact(0)], at())
-    with pytest.raises(Poisoned):
+    with pytest.raises(Poisoned, match=r"failed behind seq 1: KeyboardInterrupt\("):
         ledger.append([fact(1)], at())
 
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ def endless(): return float("inf")
 def environment(): return dict(os.environ)
 def descriptors(): return sorted(int(name) for name in os.listdir("/proc/self/fd"))
 def spoil(): os.environ["SPOILT"] = "1"; os.chdir("/"); sys.stdout.close(); sys.stderr = None
+def silence(): os.close(1); os.dup2(os.open("mine", os.O_WRONLY | os.O_CREAT), 2)
+def replace(name):
+    path = os.environ["HERMESD_FOLDER"] + "/stdout.log"
+    os.rename(path, path + ".old"); open(path, "w").write(name)
+def open_up(): os.chmod(os.environ["HERMESD_FOLDER"] + "/stdout.log", 0o666)
 def where(): return [os.getcwd(), os.environ.get("SPOILT"), sys.argv[1:]]
 def big(data): return len(data)
 def wait(gate):
@@ -114,6 +120,31 @@ def test_each_attempt_has_its_own_output_and_what_one_spoils_the_next_does_not_s
     assert text(orders[2], "stderr.log") == "c err\n"
     assert result(orders[3]) == [str(home), None, []]
     assert not (home / "runs/a/1/result.json").exists()
+
+
+def test_what_is_not_printed_makes_no_file_and_what_is_printed_stands_where_it_belongs(home: Path, loop: Loop) -> None:
+    calls = {
+        "first": ("tasks:nothing", {}), "out-1": ("tasks:say", {"out": "1"}), "silent-1": ("tasks:nothing", {}),
+        "lost": ("tasks:silence", {}), "silent-2": ("tasks:add", {"a": 2}),
+        "both": ("tasks:say", {"out": "2", "err": "e"}),
+        "own": ("tasks:replace", {"name": "mine"}), "silent-3": ("tasks:nothing", {}), "open": ("tasks:open_up", {}),
+        "silent-4": ("tasks:nothing", {}), "last": ("tasks:say", {"out": "3"}),
+    }  # fmt: skip
+    orders = {name: python(home, name, call, **given) for name, (call, given) in calls.items()}
+    ends = dict(zip(orders, perform(loop, *orders.values()), strict=True))
+    assert {end.code for end in ends.values()} == {0}
+    said = {name: text(order, "stdout.log") for name, order in orders.items()}
+    assert said == dict.fromkeys(orders, "") | {"out-1": "1\n", "both": "2\n", "own": "mine", "last": "3\n"}
+    assert {name for name, order in orders.items() if text(order, "stderr.log").strip()} == {"both"}
+    for name in ("silent-1", "silent-2", "silent-3", "silent-4"):
+        left = set(os.listdir(orders[name].folder)) - {"result.json"}
+        assert left == {"claim"}, name
+    assert ends["silent-1"].outputs == {}
+    sum_ = (Path(orders["silent-2"].folder) / "result.json").read_bytes()
+    assert ends["silent-2"].outputs == {"result.json": {"bytes": len(sum_), "sha256": sha256(sum_).hexdigest()}}
+    assert ends["own"].outputs is None
+    loop.spawner.close()
+    loop.until(lambda: not os.listdir(home / "runs" / ".workers"))
 
 
 def test_failures_are_failures_with_their_reason(home: Path, loop: Loop) -> None:

@@ -16,8 +16,9 @@ from daemon.gateway.metrics import Metrics
 from daemon.gateway.refusal import refusal_of
 from daemon.gateway.stream import Streams
 from daemon.inference.digests import output_digest
-from daemon.inference.pool import EnginePool, ModelView
+from daemon.inference.pool import EnginePool
 from daemon.inference.runtimes import Done, Generation, Piece
+from daemon.inference.views import ModelView
 
 Json = Any
 

@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from daemon.inference.pool import EngineView, ModelView
+from daemon.inference.views import EngineView, ModelView
 
 Json = Any
 

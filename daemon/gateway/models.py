@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from daemon.gateway.settings import GatewaySettings, ServedModel
-from daemon.inference.pool import ModelSpec
 from daemon.inference.runtimes import REMOTE, Spec
+from daemon.inference.views import ModelSpec
 from daemon.order import models_of
 from policies.fault import meant
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from daemon.inference import pool
+from daemon.inference import failures
 from daemon.inference.runtimes import Refused
 
 Json = Any
@@ -60,35 +60,35 @@ def refusal_of(error: Exception) -> Refusal | None:
     match error:
         case Refusal():
             return error
-        case pool.UnknownModel():
+        case failures.UnknownModel():
             return Refusal(404, str(error), kind="not_found_error", code="model_not_found", parameter="model")
-        case pool.Broken():
+        case failures.Broken():
             return Refusal(
                 503, str(error), kind="service_unavailable", code="breaker_open", headers=_after(error.retry_after_s)
             )
-        case pool.Busy():
+        case failures.Busy():
             return Refusal(
                 429, str(error), kind="rate_limit_error", code="queue_full", headers=_after(error.retry_after_s)
             )
-        case pool.DoesNotFit():
+        case failures.DoesNotFit():
             return Refusal(
                 409, str(error), kind="conflict_error", code="does_not_fit", headers=NO_RETRY,
                 details=dict(error.figures),
             )  # fmt: skip
-        case pool.LoadFailed():
+        case failures.LoadFailed():
             return Refusal(409, str(error), kind="conflict_error", code="load_failed", headers=NO_RETRY)
-        case pool.BadRequest():
+        case failures.BadRequest():
             return bad_field(error.parameter, str(error))
         case Refused():
             return bad_field(error.parameter, str(error))
-        case pool.EngineLost():
+        case failures.EngineLost():
             return Refusal(
                 502, str(error), kind="engine_error", code="engine_lost",
                 details={"tokens_so_far": error.tokens_so_far},
             )  # fmt: skip
-        case pool.SlowReader():
+        case failures.SlowReader():
             return Refusal(408, str(error), kind="timeout_error", code="slow_reader")
-        case pool.PoolError():
+        case failures.PoolError():
             return Refusal(503, str(error), kind="service_unavailable", code="unavailable", headers=_after(1))
     return None
 

@@ -7,7 +7,6 @@ import os
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import asdict
 from typing import Any
 
 import orjson
@@ -19,8 +18,8 @@ from daemon.gateway.openai import broken_off, merged, sampling, streamed
 from daemon.gateway.refusal import Refusal
 from daemon.gateway.shapes import GenerateRequest, ModelName, RegisterRequest
 from daemon.gateway.stream import Stream
-from daemon.inference.pool import ModelSpec, ModelView
 from daemon.inference.runtimes import Generation, Piece, Spec
+from daemon.inference.views import ModelSpec, ModelView
 
 Json = Any
 
@@ -96,12 +95,7 @@ class Runtime:
         return json({"status": "ok", "pid": os.getpid(), "uptime_s": up_s, "models": states})
 
     async def stats(self, desk: Desk, call: Call) -> Response:
-        engines = []
-        for engine in desk.pool.engines():
-            told = asdict(engine)
-            del told["facts"]
-            engines.append(told)
-        return json({"pool": desk.pool.stats(), "engines": engines, "streams": len(desk.streams)})
+        return json({"pool": desk.pool.stats(), "engines": desk.pool.engines(), "streams": len(desk.streams)})
 
     async def generate(self, desk: Desk, call: Call) -> Response:
         asked: GenerateRequest = call.body

@@ -32,8 +32,10 @@ from daemon.gateway.runtime import Runtime
 from daemon.gateway.settings import GatewaySettings
 from daemon.gateway.stream import Streams
 from daemon.home import Home, HomeError
-from daemon.inference.pool import EnginePool, Fact, PoolError
+from daemon.inference.failures import PoolError
+from daemon.inference.pool import EnginePool
 from daemon.inference.spool import Spool
+from daemon.inference.views import Fact
 from daemon.workers import identity
 
 Json = Any

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from daemon.gateway.refusal import Refusal
 from daemon.inference.runtimes import RUNTIMES, STOPS_MAX
+from daemon.inference.views import EngineView
 
 Json = Any
 
@@ -373,22 +374,9 @@ class Health(_Answer):
     models: dict[str, str]
 
 
-class EngineState(_Answer):
-    id: str
-    model: str
-    pid: int
-    device: str
-    state: str
-    running: int
-    served: int
-    rss_bytes: int
-    device_bytes: int
-    idle_ms: int
-
-
 class Stats(_Answer):
     pool: dict[str, Json]
-    engines: list[EngineState]
+    engines: list[EngineView]
     streams: int
 
 

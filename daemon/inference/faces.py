@@ -24,9 +24,11 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from daemon.inference.failures import BadRequest
 from daemon.inference.hermes_mini import FOLDER as HERMES_MINI
-from daemon.inference.pool import BadRequest, EnginePool, ModelSpec
+from daemon.inference.pool import EnginePool
 from daemon.inference.runtimes import REMOTE, RUNTIMES, Generation, Piece, Spec
+from daemon.inference.views import ModelSpec
 
 T = TypeVar("T")
 
@@ -105,7 +107,7 @@ class PortableMultiInstanceManager:
     ) -> None:
         """Load the model so many times. `model_name` is hermes-mini, a path, or a folder's name in `cache_dir`; with
         `use_bnb` the weights are held in 4 bits. ValueError for what cannot be; LoadFailed and DoesNotFit
-        (daemon.inference.pool) say why it was not."""
+        (daemon.inference.failures) say why it was not."""
         if num_instances < 1:
             raise ValueError(f"num_instances is {num_instances}: there must be one at least")
         if self._engines is not None:
@@ -195,7 +197,7 @@ class LLMClient:
         self._lock = threading.Lock()
 
     def generate(self, prompt: str, max_tokens: int = 512) -> str:
-        """The answer. The errors of the pool (daemon.inference.pool) say why there is none."""
+        """The answer. The errors of the pool (daemon.inference.failures) say why there is none."""
         with self._lock:
             if self._engines is None:
                 self._engines = _Engines(ModelSpec("model", self._spec), hermetic=self._hermetic)

@@ -20,18 +20,29 @@ import secrets
 import shutil
 import signal
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from daemon.inference import forkserver
+from daemon.inference.call import Call, plain
 from daemon.inference.devices import Devices, policy_model
-from daemon.inference.digests import output_digest, prompt_digest, request_digest
+from daemon.inference.failures import (
+    BadRequest,
+    Broken,
+    Busy,
+    DoesNotFit,
+    EngineLost,
+    LoadFailed,
+    PoolError,
+    SlowReader,
+    UnknownModel,
+)
 from daemon.inference.forkserver import ForkServer
 from daemon.inference.handle import Handle, environment_of, oom_kills
 from daemon.inference.runtimes import REMOTE, Done, Generation, Piece, Refused, Spec, Top
+from daemon.inference.views import EngineView, Fact, ModelSpec, ModelView
 from daemon.ports import SpawnError
 from daemon.workers.wire import Message
 from policies import engines as policy
@@ -48,161 +59,6 @@ UNREAD_MAX = 4096
 FAILED_KEPT = 5
 """Folders of engines that failed stay, for people to look into."""
 _CLOSE_S = 5.0
-
-
-class PoolError(Exception):
-    """A request that the pool could not serve. The message says what is wrong and what to do."""
-
-
-class UnknownModel(PoolError):
-    """No model of this name is registered."""
-
-
-class Busy(PoolError):
-    """As many requests wait as may. Ask again after `retry_after_s`."""
-
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class Broken(Busy):
-    """The model's engines failed again and again; none is tried before `retry_after_s` from now."""
-
-
-class DoesNotFit(PoolError):
-    """No device has room for the model, whatever is unloaded. `figures`: device -> {needed_bytes, free_bytes, ...}."""
-
-    def __init__(self, message: str, figures: Mapping[str, Json]) -> None:
-        super().__init__(message)
-        self.figures = figures
-
-
-class LoadFailed(PoolError):
-    """The model could not be loaded: the message is the engine's reason."""
-
-
-class BadRequest(PoolError):
-    """The model cannot do what is asked; `parameter` is the field at fault."""
-
-    def __init__(self, parameter: str, message: str) -> None:
-        super().__init__(message)
-        self.parameter = parameter
-
-
-class EngineLost(PoolError):
-    """The engine died when it had said `tokens_so_far` tokens of the answer."""
-
-    def __init__(self, message: str, tokens_so_far: int) -> None:
-        super().__init__(message)
-        self.tokens_so_far = tokens_so_far
-
-
-class SlowReader(PoolError):
-    """Whoever asked did not take the answer: the request was given up."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """A model as it is registered: what is loaded, and how it is served."""
-
-    name: str
-    spec: Spec
-    kind: str = "llm"
-    """llm | coder | embedding"""
-    instances: int = 1
-    """So many engines at most, one more when all are full."""
-    fallback: str = ""
-    """A registered smaller model, to answer in its place when memory does not suffice."""
-    parameters: Mapping[str, Json] = field(default_factory=dict)
-    """Defaults of its requests, for the gateway."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelView:
-    """One registered model, as people see it."""
-
-    name: str
-    spec: Spec
-    kind: str
-    state: str
-    """unloaded | loading | serving | failed | open (the breaker)"""
-    why: str
-    """Of failed and open."""
-    engines: tuple[str, ...]
-    waiting: int
-    running: int
-    facts: Mapping[str, Json]
-    """Of the latest engine that loaded it: digest, context, device, dtype, determinism ...; {} before."""
-    peak_bytes: int
-    """The most memory it was seen to take; 0 before it was loaded."""
-    parameters: Mapping[str, Json]
-
-
-@dataclass(frozen=True, slots=True)
-class EngineView:
-    """One engine process, as people see it."""
-
-    id: str
-    model: str
-    pid: int
-    device: str
-    state: str
-    """starting | loading | warming | serving | draining"""
-    running: int
-    served: int
-    rss_bytes: int
-    device_bytes: int
-    idle_ms: int
-    facts: Mapping[str, Json]
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """Something for the ledger: an event of `engine.*`, `breaker.*`, `model.*` or `generation.*`."""
-
-    type: str
-    subject: str
-    data: Mapping[str, Json]
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    """Somebody waits for this."""
-
-    id: str
-    kind: Literal["generate", "embed", "tokenize", "load"]
-    model: str
-    asked_s: float
-    request: Generation | None = None
-    texts: Sequence[str] = ()
-    said: deque[Piece | Done] = field(default_factory=deque)
-    result: Json = None
-    over: bool = False
-    error: PoolError | None = None
-    ready: asyncio.Event = field(default_factory=asyncio.Event)
-    engine: _Engine | None = None
-    given_s: float = 0.0
-    first_s: float = 0.0
-    tokens: dict[int, list[int]] = field(default_factory=dict)
-    output: dict[int, list[str]] = field(default_factory=dict)
-    finished: dict[int, Done] = field(default_factory=dict)
-    again: set[int] = field(default_factory=set)
-    """Choices of which another engine is about to tell a token again."""
-
-    @property
-    def asked_as(self) -> str:
-        """The id that whoever asked gave it."""
-        return self.request.id if self.request is not None else self.id
-
-    @property
-    def told(self) -> int:
-        return sum(map(len, self.tokens.values()))
-
-    def end(self, error: PoolError | None = None) -> None:
-        if not self.over:
-            self.over, self.error = True, error
-            self.ready.set()
 
 
 @dataclass(slots=True, eq=False)
@@ -245,8 +101,8 @@ class EnginePool:
         self._specs: dict[str, ModelSpec] = {}
         self._facts: dict[str, dict[str, Json]] = {}
         self._failed: dict[str, str] = {}
-        self._calls: dict[str, _Call] = {}
-        self._left: dict[str, _Call] = {}  # nobody waits for them; an engine has not let go of them yet
+        self._calls: dict[str, Call] = {}
+        self._left: dict[str, Call] = {}  # nobody waits for them; an engine has not let go of them yet
         self._engines: dict[str, _Engine] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
@@ -445,7 +301,7 @@ class EnginePool:
         priority: int,
         request: Generation | None = None,
         texts: Sequence[str] = (),
-    ) -> _Call:
+    ) -> Call:
         self._known(model)
         if self._closed:
             raise EngineLost("the engine pool is closed", 0)
@@ -457,14 +313,14 @@ class EnginePool:
                 after_s,
             )
         self._number += 1
-        call = _Call(f"g{self._number}", kind, model, time.monotonic(), request, texts)
+        call = Call(f"g{self._number}", kind, model, time.monotonic(), request, texts)
         self._calls[call.id] = call
         self._counts["requests"] += 1
         self._pool.arrived(call.id, model, _now_ms(), priority=priority, work=kind != "load")
         self._turn()
         return call
 
-    async def _said(self, call: _Call) -> AsyncGenerator[Piece | Done, None]:
+    async def _said(self, call: Call) -> AsyncGenerator[Piece | Done, None]:
         while True:
             while call.said:
                 yield call.said.popleft()
@@ -475,7 +331,7 @@ class EnginePool:
         if call.error is not None:
             raise call.error
 
-    async def _whole(self, call: _Call) -> Json:
+    async def _whole(self, call: Call) -> Json:
         while not call.over:
             call.ready.clear()
             await call.ready.wait()
@@ -483,7 +339,7 @@ class EnginePool:
             raise call.error
         return call.result
 
-    def _leave(self, call: _Call) -> None:
+    def _leave(self, call: Call) -> None:
         """Whoever asked is gone: satisfied, refused, or away."""
         if self._calls.pop(call.id, None) is None:
             return
@@ -496,7 +352,7 @@ class EnginePool:
             self._left[call.id] = call
             self._engines[engine.id].handle.cancel(call.id)
 
-    def _fail(self, call: _Call, error: PoolError) -> None:
+    def _fail(self, call: Call, error: PoolError) -> None:
         self._pool.waiting.pop(call.id, None)
         lost = isinstance(error, EngineLost)
         self._counts["lost" if lost else "refused"] += 1
@@ -726,7 +582,7 @@ class EnginePool:
         said = message.get("said", "")
         self._push(call, Piece(call.asked_as, choice, token, text, message.get("logprob"), top, said))
 
-    def _push(self, call: _Call, one: Piece | Done) -> None:
+    def _push(self, call: Call, one: Piece | Done) -> None:
         call.said.append(one)
         call.ready.set()
         if len(call.said) > UNREAD_MAX:
@@ -734,7 +590,7 @@ class EnginePool:
             call.said.clear()
             self._fail(call, SlowReader(f"{UNREAD_MAX} words of the answer were not read: the request was given up"))
             if engine is not None:
-                engine.handle.cancel(call.id)
+                self._engines[engine.id].handle.cancel(call.id)
 
     def _done(self, engine: _Engine, message: Message) -> None:
         id, choice = message["id"], message["choice"]
@@ -793,7 +649,7 @@ class EnginePool:
         if state == "warming":
             engine.facts, engine.loaded_s = message, time.monotonic()
             data = {"engine": engine.id, "model": engine.model, "pid": engine.handle.pid}
-            data |= {"took_ms": round((engine.loaded_s - engine.spawned_s) * 1000), "facts": _plain(message)}
+            data |= {"took_ms": round((engine.loaded_s - engine.spawned_s) * 1000), "facts": plain(message)}
             self._say("engine.loaded", f"engine/{engine.id}", data)
         elif state == "serving":
             self._facts[engine.model] = engine.facts
@@ -812,7 +668,7 @@ class EnginePool:
         why, words = self._why(engine, known, code, number)
         resumable = str(engine.facts.get("determinism", "")) != ""
         running = [call for id in known.running if (call := self._calls.get(id)) is not None]
-        begun = [call.id for call in running if call.told and not (resumable and _can_go_on(call))]
+        begun = [call.id for call in running if call.told and not (resumable and call.can_go_on())]
         served, now = known.served, _now_ms()
         ended = self._pool.ended(engine.id, why, now, begun=begun, words=words)
         del self._engines[engine.id]
@@ -894,44 +750,10 @@ class EnginePool:
             return "crashed", f"it died of signal {number} ({signal.Signals(number).name})"
         return "crashed", f"it ended with status {code}; what it printed is in {engine.handle.folder / 'engine.log'}"
 
-    def _recorded(self, call: _Call, outcome: str) -> None:
-        """What is to be remembered of a generation: figures and digests, no text."""
-        if call.kind != "generate" or call.request is None or call.engine is None:
-            return
-        request, facts, now = call.request, call.engine.facts, time.monotonic()
-        finished = [call.finished[choice] for choice in sorted(call.finished)]
-        generated = sum(map(len, call.tokens.values()))
-        texts = ["".join(call.output.get(choice, ())) for choice in range(request.n)]
-        took_s = now - call.given_s
-        rate = generated / took_s if took_s > 0 else 0.0
-        names = "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "n"
-        data: dict[str, Json] = {
-            "request": request.id,
-            "model": call.model,
-            "engine": call.engine.id,
-            "outcome": outcome,
-            "digest": str(facts.get("digest", "")),
-            "runtime": str(facts.get("runtime", "")),
-            "versions": _plain(facts.get("versions", {})),
-            "device": str(facts.get("device", "")),
-            "dtype": str(facts.get("dtype", "")),
-            "quantization": str(facts.get("quantization", "")),
-            "determinism": str(facts.get("determinism", "")),
-            "parameters": {name: getattr(request, name) for name in names},
-            "seed": request.seed,
-            "prompt_sha256": prompt_digest(request),
-            "request_sha256": request_digest(request),
-            "output_sha256": output_digest(texts),
-            "finish": [done.finish for done in finished],
-            "prompt_tokens": max((done.prompt_tokens for done in finished), default=0),
-            "cached_tokens": max((done.cached_tokens for done in finished), default=0),
-            "generated_tokens": generated,
-            "queued_ms": round((call.given_s - call.asked_s) * 1000),
-            "first_token_ms": round((call.first_s - call.given_s) * 1000) if call.first_s else None,
-            "took_ms": round(took_s * 1000),
-            "tokens_per_second": round(rate, 1),
-        }
-        self._say("generation.finished", f"generation/{request.id}", data)
+    def _recorded(self, call: Call, outcome: str) -> None:
+        data = call.record(outcome)
+        if data is not None:
+            self._say("generation.finished", f"generation/{data['request']}", data)
 
     def _say(self, type: str, subject: str, data: Mapping[str, Json]) -> None:
         self._record(Fact(type, subject, data))
@@ -972,24 +794,6 @@ def _checked(request: Generation) -> Generation:
     except Refused as refused:
         raise BadRequest(refused.parameter, refused.words) from None
     return request
-
-
-def _can_go_on(call: _Call) -> bool:
-    """Whether another engine of the same kind can go on where this one was: every token is known, and no choice of
-    several is complete."""
-    if call.request is None or (call.finished and call.request.n > 1):
-        return False
-    return all(token >= 0 for tokens in call.tokens.values() for token in tokens)
-
-
-def _plain(facts: Mapping[str, Json]) -> dict[str, Json]:
-    """What JSON can say of them."""
-    return {
-        str(name): _plain(value) if isinstance(value, Mapping)
-        else value if isinstance(value, str | int | float | bool)
-        else str(value)
-        for name, value in facts.items()
-    }  # fmt: skip
 
 
 def _now_ms() -> int:

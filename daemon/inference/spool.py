@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from daemon.control import REQUEST_BYTES_MAX, CallFailed, NotRunning, call
-from daemon.inference.pool import Fact
+from daemon.inference.views import Fact
 from daemon.system import SystemClock
 from daemon.version import version
 from daemon.workers.identity import start_time

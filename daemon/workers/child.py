@@ -242,7 +242,10 @@ class _Print:
                 self._inode = os.fstat(self._file).st_ino
             os.link(self._spare, self._path)
             return os.fstat(self._file).st_ino == self._inode
-        except OSError:  # No second names here, or what the worker printed before its first attempt is there.
+        except FileExistsError:  # What the worker printed before its first attempt is there.
+            return False
+        except OSError:  # No room, or no second names in this file system.
+            self.place = ""
             return False
 
     def _give_up(self) -> None:

@@ -231,7 +231,9 @@ class Keeping:
             code, number = message["code"], message["signal"]
             notes = [note for note in (note_of(code, number, order.limits), message["note"]) if note]
             bare = message["bare"]
-            if bare and len(self._bare) < _BARE_MAX:
+            if bare:
+                if len(self._bare) == _BARE_MAX:  # Of some nobody ever tells that they are recorded: of steps, errands.
+                    del self._bare[next(iter(self._bare))]
                 self._bare[ticket.key] = order.folder
             self._report(
                 Ended(

@@ -10,8 +10,9 @@ from time import perf_counter
 import psutil
 
 from daemon.inference.hermes_mini import FOLDER
-from daemon.inference.pool import EnginePool, ModelSpec
+from daemon.inference.pool import EnginePool
 from daemon.inference.runtimes import Done, Generation, Spec
+from daemon.inference.views import ModelSpec
 from policies.engines import Limits
 from simulations.bench.figure import Figure, Target, figure, percentile
 from simulations.bench.place import Bench

@@ -203,8 +203,9 @@ def _serve(home: Path, stamps: Path) -> None:
     from daemon.gateway.server import Gateway
     from daemon.gateway.settings import GatewaySettings
     from daemon.home import Home
-    from daemon.inference.pool import EnginePool, Fact
+    from daemon.inference.pool import EnginePool
     from daemon.inference.runtimes import Done, Generation, Piece
+    from daemon.inference.views import Fact
 
     given: dict[str, list[int]] = {}
     pools: list[EnginePool] = []

@@ -319,8 +319,9 @@ def families_in(file: Path) -> list[corpus.Family]:
             name, formats, split = match.groups()
             found.append(corpus.Family(name, split, tuple(formats.split()), ()))
         elif line and not line.startswith("#"):
-            message = corpus.Message(*line.split(" ", 2))
-            found[-1] = replace(found[-1], messages=(*found[-1].messages, message))
+            severity, category, said = line.split(" ", 2)
+            messages = [corpus.Message(severity, category, text) for text in said.split(" || ")]
+            found[-1] = replace(found[-1], messages=(*found[-1].messages, *messages))
     return found
 
 
