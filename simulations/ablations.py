@@ -61,10 +61,11 @@ snapshot_module: Any = import_module("state.snapshot")
 ABLATIONS: dict[str, Callable[[Put], None]] = {}
 LONGER = {
     "what a start reads is hashed before anything is changed": 20,
-    "a snapshot vouches for its bytes": 9,
+    "a snapshot vouches for its bytes": 20,
+    "too many failures in a row pause a job": 20,
 }
-"""Safeguards that short lives hardly come by, since a snapshot has to be there and something rotten, and how many steps
-the lives have that are looked at for them."""
+"""Safeguards that short lives hardly come by, since much has to happen first, and how many steps the lives have that
+are looked at for them."""
 
 
 def without(safeguard: str) -> Callable[[Callable[[Put], None]], Callable[[Put], None]]:
@@ -751,7 +752,7 @@ CAUGHT_BY: dict[str, int] = {
     "a run that takes too long is stopped": 1,
     "what ignores the signal is killed": 7,
     "an agent's steps end with it": 12,
-    "too many failures in a row pause a job": 12,
+    "too many failures in a row pause a job": 9,
     "an attempt to tell ends": 8,
     "a failure and the wish to tell of it are recorded together": 8,
     "not more notices wait than may": 31,

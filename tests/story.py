@@ -42,9 +42,7 @@ class Story:
             self.past.fold(record)
         self.policy: SchedulingPolicy = adopt(DEFAULTS, policy)
         self.jobs: dict[str, Accepted] = {}
-        self.record(
-            draft("policy.adopted", "policy", {"digest": self.policy.digest(), "policy": self.policy.values()})
-        )
+        self.record(draft("policy.adopted", "policy", {"digest": self.policy.digest(), "policy": self.policy.values()}))
         self.resources()
 
     @property

@@ -145,13 +145,18 @@ def test_a_system_call_that_fails_loses_nothing_and_does_not_fail_in_silence(
     assert places, f"the writer makes no {kind} here"
     for index, call in enumerate(places[-1:] if error == "delay" else places):
         fault = "delay_enter=30000" if error == "delay" else f"error={error}"
-        folder = tmp_path / str(index)
-        folder.mkdir()
         inject = f"inject={call.name}:{fault}:when={call.number}"
-        home, ended, log = run(template, folder, "-e", inject)
-        hit = [line for line in log.splitlines() if "(INJECTED)" in line or "(DELAYED)" in line]
-        assert len(hit) == 1, hit
-        assert f"{home}/ledger" in hit[0], "another call was hit than the one that was meant"
+        for again in range(
+            4
+        ):  # A busy machine may make a call more, or in another order, than in the life without faults.
+            folder = tmp_path / f"{index}-{again}"
+            folder.mkdir()
+            home, ended, log = run(template, folder, "-e", inject)
+            hit = [line for line in log.splitlines() if "(INJECTED)" in line or "(DELAYED)" in line]
+            if len(hit) == 1 and f"{home}/ledger" in hit[0]:
+                break
+        else:
+            pytest.fail(f"another call was hit than the one that was meant: {hit}")
         assert ended.stderr == "", ended.stderr
         outcomes = [line for line in ended.stdout.splitlines() if not line.startswith("ack ")]
         documented(call, error, outcomes, ended)

@@ -17,7 +17,8 @@ import pytest
 import daemon.loop as loop_module
 from ledger.instant import text_of
 from ledger.reader import read
-from simulations import ablations, shrink
+from policies.job import parse_job
+from simulations import ablations, shrink, workload
 from simulations.__main__ import main
 from simulations.checkers import Violation
 from simulations.disk import PowerCut, SimDisk
@@ -25,7 +26,7 @@ from simulations.faults import FAULTS, POINTS
 from simulations.fence import Outside, fenced
 from simulations.oracle_sqlite import Tables
 from simulations.shrink import Life
-from simulations.world import STEPS, World, drawn, live
+from simulations.world import START_MS, World, drawn, live
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = int(os.environ.get("HERMES_SIMULATION_SEEDS", "2000"))
@@ -59,6 +60,16 @@ def test_lives_that_once_showed_a_bug(name: str) -> None:
     if safeguard:  # Else a change of the workload would leave lives here that show nothing any more.
         with ablations.switched_off(safeguard):
             assert shrink.live(life).invariant, "look for another seed with --shrink, and keep that one"
+
+
+def test_a_job_put_together_from_parts_is_the_job_that_its_file_says() -> None:
+    for seed in range(100):
+        names = workload.names(seed)
+        jobs = [workload.job(seed, name, names[:place], START_MS) for place, name in enumerate(names)]
+        for raw in [*jobs, workload.job_on_files(seed, 0)]:
+            told = {**raw, "notify": workload.wishes(seed, raw["name"])}
+            job = parse_job(told)
+            assert workload.accepted(told) == (job.digest(), job.canonical(), f"{raw['name']}.yaml")
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -216,13 +227,13 @@ def test_a_failing_life_is_shrunk_to_what_it_takes(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(shrink, "CORPUS", tmp_path)
     broken = "no more runs a minute than the budget gives"
     with ablations.switched_off("no more is spent than the budget gives"):
-        lives = (Life.of(seed, faults=frozenset({"kill", "notices", "again"})) for seed in range(ablations.SEEDS))
+        lives = (Life.of(seed, 20, frozenset({"derived", "slow", "again"})) for seed in range(ablations.SEEDS))
         small, lived = shrink.shrink(next(life for life in lives if shrink.live(life).invariant == broken))
         assert lived.invariant == broken
         assert small.command() in lived.told
     shrink.keep(small, lived)
 
-    assert (small.faults, small.steps < STEPS, "people@1" in small.without) == ((), True, True)
+    assert (small.faults, small.steps < 20, "people@" in "".join(small.without)) == ((), True, True)
     assert list(shrink.kept().values()) == [(small, "")]
     assert not shrink.live(small).invariant
 

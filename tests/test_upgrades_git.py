@@ -9,6 +9,7 @@ import random
 import resource
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -352,6 +353,23 @@ def test_a_remote_that_is_no_git_server_at_all(lib: Pair, serve: Callable[..., S
     assert found["remotes"]["mirror"]["failure"] == "tls"
 
 
+def test_a_remote_whose_certificate_nobody_has_signed_is_not_believed(lib: Pair, serve: Callable[..., Server]) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(Path(__file__).parent / "data" / "untrusted.pem")
+    said: list[bytes] = []
+
+    def answer(peer: socket.socket) -> None:
+        with contextlib.suppress(OSError), context.wrap_socket(peer, server_side=True) as safe:
+            said.append(safe.recv(65536))
+
+    found = probe(lib.mine, {"primary": serve(answer).url.replace("http:", "https:"), "mirror": lib.remote.path})
+    remote = found["remotes"]["primary"]
+    assert remote["failure"] == "tls"
+    assert "certificate" in remote["words"]
+    assert not any(said)
+    assert found["role"] == "mirror"
+
+
 def test_a_rewritten_history_is_told_from_a_step_ahead(lib: Pair) -> None:
     first = lib.mine.head
     second = lib.ahead(a__txt="2\n")
@@ -624,6 +642,19 @@ def test_a_huge_change_fits_in_an_event(lib: Pair) -> None:
     assert len(str(found)) < 40_000
     work = told(lib, ahead)
     assert [step(name, work)["at"] for name in ("fetch", "apply", "rollback", "clean")] == ["old", "new", "old", "old"]
+    assert_sound(lib.mine)
+
+
+def test_a_huge_file_comes_and_goes(lib: Pair) -> None:
+    size = 16 << 20
+    with (lib.upstream.path / "huge.bin").open("wb") as file:
+        file.truncate(size)
+    ahead = lib.ahead()
+    assert probe(lib.mine, {"primary": lib.remote.path})["change"]["bytes"] == size
+    work = told(lib, ahead)
+    for name, at in (("fetch", "old"), ("apply", "new"), ("rollback", "old"), ("clean", "old")):
+        assert step(name, work)["at"] == at
+        assert (lib.mine.path / "huge.bin").exists() == (at == "new")
     assert_sound(lib.mine)
 
 
