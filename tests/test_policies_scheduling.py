@@ -76,6 +76,18 @@ def test_buffer_one_holds_one_slot_back_and_skips_the_rest(story: Story) -> None
     assert (story.run(first).at, story.run(second).at) == (text_of(NOON + MINUTE_MS), text_of(NOON + 2 * MINUTE_MS))
 
 
+def test_of_two_starts_asked_for_at_once_the_second_waits_for_the_first(story: Story) -> None:
+    jobs = [f"job{number}" for number in range(8)]  # The order of the runs' names is chance, another for each.
+    for job in jobs:
+        story.define(job, "manual", overlap="buffer_one")
+        story.start(job, f"{job}-first")
+        story.start(job, f"{job}-second")
+
+    assert sorted(decided(story)) == [("buffered", "overlap.buffer_one")] * 8 + [("started", "admitted")] * 8
+    assert decided(story) == []
+    assert len(active(story, "granted")) == 8
+
+
 def test_buffer_all_runs_every_slot_in_turn_up_to_its_bound(story: Story) -> None:
     story.define("a", EVERY_MINUTE, overlap="buffer_all(<=3)")
     assert tick(story) == [("started", "admitted")]
