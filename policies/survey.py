@@ -114,13 +114,11 @@ def survey(question: Question) -> Survey:
         _slots(found, question, job)
         _after(found, question, job)
         _files(found, question, job)
-    # What was asked first stands first in the plan, too: of one that starts and one that waits for it, the one that
-    # waits must not become the job's earliest.
-    for turn, request in enumerate(sorted(question.requests, key=lambda it: ms_of(it.at)), 1):
+    for request in question.requests:
         if request.verb == "backfill":
             _backfill(found, question, request)
         else:
-            _asked(found, question, request, turn)
+            _asked(found, question, request)
     for run in question.waiting:
         _again(found, question, run)
     for container in question.agents:
@@ -291,13 +289,13 @@ def _files(found: Survey, question: Question, job: DueJob) -> None:
         found.admit(candidate)
 
 
-def _asked(found: Survey, question: Question, request: Request, turn: int) -> None:
+def _asked(found: Survey, question: Question, request: Request) -> None:
     job, at_ms = question.jobs[request.job], ms_of(request.at)
     slot = due.slot_id(job.name, job.digest, at_ms, request.request)
     trigger = "retry" if request.retries else "start"
     candidate = _new(
         job, question, slot, at_ms, trigger, run=request.run, request=request.request, retries=request.retries,
-        file=request.file, turn=turn,
+        file=request.file,
     )  # fmt: skip
     if request.specs:
         (revision, spec), *_ = request.specs.items()

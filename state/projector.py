@@ -365,7 +365,13 @@ def _decided(change: _Change, decided: Any, record: Record) -> None:
     if "request" in decided:
         _answered(change, decided)
     if not run.parent and name not in job.active:
-        of_job["active"] = (*job.active, name)
+        # What has begun stands before what waits, whatever their order in the plan: whoever waits for its turn waits
+        # for the first.
+        waiting = (
+            [other for other in job.active if change.run(other).state == "waiting"] if verdict == "started" else []
+        )
+        ahead = [other for other in job.active if other not in waiting] if waiting else job.active
+        of_job["active"] = (*ahead, name, *waiting)
     change.put(job._replace(**of_job) if of_job else job)
     state = _STATES.get(verdict, verdict)
     not_before = decided.get("not_before")

@@ -88,6 +88,32 @@ def test_of_two_starts_asked_for_at_once_the_second_waits_for_the_first(story: S
     assert len(active(story, "granted")) == 8
 
 
+@pytest.mark.parametrize(
+    ("overlap", "at_once"), [("buffer_one", 1), ("buffer_all(<=3)", 1), ("skip", 1), ("allow_all", 2)]
+)
+def test_a_start_asked_for_just_before_a_slot_does_not_run_beside_it(story: Story, overlap: str, at_once: int) -> None:
+    story.define("a", EVERY_MINUTE, overlap=overlap)
+    story.pass_ms(MINUTE_MS - 100)
+    story.start("a")
+    story.pass_ms(200)
+    decided(story)
+    decided(story)
+    assert len(active(story, "granted")) == at_once
+
+
+@pytest.mark.parametrize(("overlap", "force"), [("cancel_other", False), ("terminate_other", True)])
+def test_of_a_start_and_a_slot_that_replace_each_other_one_is_left(story: Story, overlap: str, force: bool) -> None:
+    story.define("a", EVERY_MINUTE, overlap=overlap)
+    story.pass_ms(MINUTE_MS - 100)
+    story.start("a")
+    story.pass_ms(200)
+    decided(story)
+    story.react()
+    decided(story)
+    going = active(story, "granted") + active(story, "running")
+    assert len(going) + len(active(story, "stopping")) == 1
+
+
 def test_buffer_all_runs_every_slot_in_turn_up_to_its_bound(story: Story) -> None:
     story.define("a", EVERY_MINUTE, overlap="buffer_all(<=3)")
     assert tick(story) == [("started", "admitted")]
