@@ -325,6 +325,16 @@ def _(put: Put) -> None:
     put(Loop, "_arm", lambda self, now: self.doors.set_timer(self.agenda.next_ms()))
 
 
+@without("what waits moves with a clock that is set")
+def _(put: Put) -> None:
+    def counted(change: Any, data: Any) -> None:
+        del data
+        here = change.graph.here
+        change.put(here._replace(clock_jumps=here.clock_jumps + 1))
+
+    put(projector_module._APPLY, "clock.jumped", counted)
+
+
 @without("note that the clock has jumped")
 def _(put: Put) -> None:
     put(Loop, "_note_jump", lambda self, now: None)
@@ -452,6 +462,11 @@ def _(put: Put) -> None:
         return found
 
     put(decision_module, "survey", settled_first)
+
+
+@without("what has begun stands before what waits")
+def _(put: Put) -> None:
+    put(projector_module, "_with", lambda active, name, verdict, change: (*active, name))
 
 
 @without("what is paused does not start")
@@ -709,7 +724,7 @@ CAUGHT_BY: dict[str, int] = {
     "write again what nothing proves to be on the device": 130,
     "a batch counts once it is whole": 8,
     "keep what is cut": 4,
-    "what is cut is kept durably first": 19,
+    "what is cut is kept durably first": 46,
     "take nothing more after a failed write": 2,
     "cut back what a full disk took of a batch": 14,
     "one writer at a time": 19,
@@ -717,7 +732,7 @@ CAUGHT_BY: dict[str, int] = {
     "the bytes of a sealed segment are those of its seal": 0,
     "what a superseded writer begins is no part of the ledger": 40,
     "act only on what is durable": 0,
-    "answer only what is durable": 22,
+    "answer only what is durable": 14,
     "tell only what is durable": 8,
     "take up what an earlier daemon left running": 2,
     "signal again what may not have been signalled": 68,
@@ -726,33 +741,34 @@ CAUGHT_BY: dict[str, int] = {
     "a request is taken once": 8,
     "wake for all that is due, not for slots alone": 8,
     "note that the clock has jumped": 3,
+    "what waits moves with a clock that is set": 74,
     "a jump that could not be recorded is noticed again": 41,
     "a clock that was set while no daemon ran is noticed": 15,
     "a lease file is there before its run begins": 1,
     "a lease file goes when its run is over": 1,
-    "a start gives lease files back": 74,
+    "a start gives lease files back": 25,
     "look again at foreign leases": 6,
     "the planner knows of foreign leases": 6,
     "a key has one holder at a time": 0,
     "a lease is free when its run is over": 0,
     "fencing tokens only rise": 0,
-    "a late report is fenced": 56,
-    "no more runs than places": 5,
-    "no more is given out than there is": 32,
-    "no more is spent than the budget gives": 24,
+    "a late report is fenced": 12,
+    "no more runs than places": 6,
+    "no more is given out than there is": 58,
+    "no more is spent than the budget gives": 8,
     "a job does not overlap itself": 4,
     "a decision moves the cursor": 0,
     "an edit that leaves the schedule loses no slot": 56,
     "what is paused does not start": 7,
     "an end is answered once": 8,
     "a step waits for those before it": 0,
-    "what makes up for missed slots starts one after another": 134,
+    "what makes up for missed slots starts one after another": 160,
     "a retry waits": 2,
     "attempts are counted": 2,
     "a run that takes too long is stopped": 1,
     "what ignores the signal is killed": 7,
-    "an agent's steps end with it": 12,
-    "too many failures in a row pause a job": 9,
+    "an agent's steps end with it": 8,
+    "too many failures in a row pause a job": 78,
     "an attempt to tell ends": 8,
     "a failure and the wish to tell of it are recorded together": 8,
     "not more notices wait than may": 31,
@@ -760,11 +776,12 @@ CAUGHT_BY: dict[str, int] = {
     "know which files have arrived": 4,
     "files wait their turn": 5,
     "look for files that nobody told of": 49,
-    "a snapshot vouches for its bytes": 9,
+    "a snapshot vouches for its bytes": 87,
     "an attempt is claimed before it begins": 2,
-    "what a start reads is hashed before anything is changed": 48,
+    "what a start reads is hashed before anything is changed": 5,
     "a run that ends and leaves the graph at once leaves the queue, too": 42,
-    "a plan cut short has decided the first slots of a job": 59,
+    "a plan cut short has decided the first slots of a job": 49,
+    "what has begun stands before what waits": 151,
 }
 """The first seed that catches it. Refreshed by `python -m simulations.ablations --seeds 200 --first`."""
 
@@ -800,7 +817,7 @@ def main() -> int:
             seeds, by = row.result()
             if not seeds:
                 missed.append(name)
-            share = f"{len(seeds)} of {asked.seeds}" if not asked.first else "-"
+            share = f"{sum(seed < asked.seeds for seed in seeds)} of {asked.seeds}" if not asked.first else "-"
             print(f"| {name} | {seeds[0] if seeds else 'none'} | {share} | {by or ARGUED.get(name, '?')} |", flush=True)
     print(f"\n{len(wanted) - len(missed)} of {len(wanted)} are caught")
     return 1 if set(missed) - ARGUED.keys() else 0

@@ -18,7 +18,7 @@ Json = Any
 
 _TABLES = """
 create table runs (run primary key, job, trig, parent, step, max_attempts, overlap, kind, at_ms, seq, end_seq, end);
-create table grants (run, attempt, token, seq, ms, latest_ms, cpu, limit_a_minute, ended_seq, outcome, retry_ms);
+create table grants (run, attempt, token, seq, ms, passed_ms, cpu, limit_a_minute, ended_seq, outcome, retry_ms);
 create table holds (key, holder, token, seq, until_seq);
 create table foreigners (key, holder, seq, until_seq);
 create table waits (run, seq, ms);
@@ -49,11 +49,11 @@ _RULES = {
         select b.run, b.attempt from grants a join grants b on a.run = b.run and a.rowid < b.rowid
         where a.ended_seq is null or a.ended_seq > b.seq""",
     "a retry waits its time": """
-        select b.run, b.attempt, a.retry_ms, b.latest_ms from grants a join grants b on a.run = b.run
-        and b.attempt = a.attempt + 1 and b.seq > a.seq where b.latest_ms < a.retry_ms""",
+        select b.run, b.attempt, a.retry_ms, b.passed_ms from grants a join grants b on a.run = b.run
+        and b.attempt = a.attempt + 1 and b.seq > a.seq where b.passed_ms < a.retry_ms""",
     "what was put off waits its time": """
-        select g.run, w.ms, g.ms from grants g join waits w using (run)
-        where w.seq < g.seq and g.latest_ms < w.ms""",
+        select g.run, w.ms, g.passed_ms from grants g join waits w using (run)
+        where w.seq < g.seq and g.passed_ms < w.ms""",
     "nothing is granted while everything is paused": """
         select g.run from grants g join pauses p on p.job = '' and p.seq < g.seq
         and g.seq < coalesce(p.until_seq, 1e18)""",
@@ -72,7 +72,7 @@ _RULES = {
     "no more runs a minute than the budget gives": """
         select g.run, count(*) from grants g join runs r on r.run = g.run
         join runs s on s.job = r.job and s.parent = ''
-        join grants o on o.run = s.run and o.rowid <= g.rowid and o.ms > g.ms - 60000
+        join grants o on o.run = s.run and o.rowid <= g.rowid and o.passed_ms > g.passed_ms - 60000
         where g.limit_a_minute is not null and r.parent = ''
         group by g.rowid having count(*) > g.limit_a_minute""",
     "what makes up for missed slots starts one after another": """
@@ -126,11 +126,11 @@ class Tables:
         self._latest: dict[str, Json] = {}
         self._failures: dict[str, int] = {}
         self._gone: set[str] = set()
-        self._latest_ms = 0  # What the clock has once shown stays true, also where it is set back.
+        self._set_ms = 0
+        """By how much the clock was set so far. Less this, its times tell how much time has passed."""
 
     def feed(self, records: Iterable[Record]) -> None:
         for record in records:
-            self._latest_ms = max(self._latest_ms, ms_of(record.ts))
             act = getattr(self, "_" + record.type.replace(".", "_"), None)
             if act is not None:
                 act(record, record.data)
@@ -174,6 +174,13 @@ class Tables:
         if waiting != {notice.notice for notice in graph.notices.values() if notice.state == "queued"}:
             found.append(("notices that wait", waiting))
         return found
+
+    def _passed_ms(self, instant: str) -> int:
+        return ms_of(instant) - self._set_ms
+
+    def _clock_jumped(self, record: Record, data: Json) -> None:
+        del record
+        self._set_ms += data["jump_ms"]
 
     def _job_defined(self, record: Record, data: Json) -> None:
         del record
@@ -221,13 +228,13 @@ class Tables:
             budget = None if parent else (top.get("budget") or {}).get("runs_per_minute")
             cpu = round(1000 * float((spec.get("needs") or {}).get("cpu", 0))) if spec["kind"] not in CONTAINERS else 0
             insert("insert into grants values (?, ?, ?, ?, ?, ?, ?, ?, null, null, null)",
-                   (run, decided["attempt"], decided["token"], record.seq, ms_of(record.ts), self._latest_ms, cpu,
-                    budget))  # fmt: skip
+                   (run, decided["attempt"], decided["token"], record.seq, ms_of(record.ts), self._passed_ms(record.ts),
+                    cpu, budget))  # fmt: skip
             for key in decided["leases"]:
                 insert("insert into holds values (?, ?, ?, ?, null)", (key, run, decided["token"], record.seq))
         elif verdict in ("deferred", "buffered"):
             if "not_before" in decided:
-                insert("insert into waits values (?, ?, ?)", (run, record.seq, ms_of(decided["not_before"])))
+                insert("insert into waits values (?, ?, ?)", (run, record.seq, self._passed_ms(decided["not_before"])))
         else:
             insert("update runs set end = ?, end_seq = ? where run = ?",
                    (verdict, record.seq, run))  # fmt: skip
@@ -237,7 +244,7 @@ class Tables:
         latest = change("select max(token) from grants where run = ?", (run,)).fetchone()[0]
         if (latest or 0) != token:
             self.broken.append(("an end carries the latest token", (record.seq, run, token, latest)))
-        retry_ms = ms_of(data["retry_at"]) if data["retry_at"] else None
+        retry_ms = self._passed_ms(data["retry_at"]) if data["retry_at"] else None
         change("update grants set ended_seq = ?, outcome = ?, retry_ms = ? where run = ? and ended_seq is null",
                (record.seq, data["outcome"], retry_ms, run))  # fmt: skip
         change("update holds set until_seq = ? where holder = ? and until_seq is null", (record.seq, run))

@@ -151,7 +151,9 @@ def ask_something(world: World, chance: Random) -> frozenset[str]:
     kind = chance.random()
     if kind < 0.45:
         if jobs := _by_hand(world):
-            world.ask("start", {"job": chance.choice(jobs)})
+            job = chance.choice(jobs)
+            for _ in range(chance.choice((1, 1, 1, 2))):  # Some press twice.
+                world.ask("start", {"job": job})
     elif kind < 0.65 and graph.active:
         world.ask("cancel", {"run": chance.choice(sorted(graph.active))})
     elif kind < 0.75 and "edit" in world.faults:

@@ -48,7 +48,7 @@ NEVER_MS = 1 << 62
 _SELDOM_MS = 1 << 45
 """Views are published when a daemon starts and stops, and not between."""
 _LIVES_MAX = 200
-_CALM_LOOKS_MAX = 1_000
+_CALM_LOOKS_MAX = 4_000
 _DAY_MS = 86_400_000
 _CALM_MS_MAX = 30 * _DAY_MS
 
@@ -98,6 +98,7 @@ class World:
         self.thorough = knobs.random() < 0.125
         """Whether what is derived is looked at in the end, too, which takes as long as much of a life."""
         self.disk.heeds_advice = knobs.random() < 0.5
+        self.policy = replace(self.policy, max_decisions_per_plan=knobs.choice((3, 20, 20, 20)))
         self.durable: Head | None = None
         """The last record that a daemon is known to have made durable."""
         self.backup: dict[str, bytes] = {}
@@ -338,6 +339,8 @@ class World:
             reasons |= fault.strike(self, details)
         if chance.random() < 0.3:
             reasons |= {"housekeeping"}
+        if people and "timer" in reasons and chance.random() < 0.15:  # Just as something falls due.
+            reasons |= self._something_happens(chance)
         self.rouse(reasons)
 
     def _something_happens(self, chance: Random) -> frozenset[str]:

@@ -41,7 +41,7 @@ from state.graph import (
 )
 from state.intelligence import Priors
 from state.spec import shared
-from state.spending import accounts, reserved, settled
+from state.spending import accounts, moved, reserved, settled
 from state.upcast import OTHERS, current
 from state.upcast import Unknown as Unknown
 
@@ -225,9 +225,18 @@ def _daemon_stopped(change: _Change, data: Any) -> None:
 
 
 def _clock_jumped(change: _Change, data: Any) -> None:
-    del data
-    here = change.graph.here
-    change.put(here._replace(clock_jumps=here.clock_jumps + 1))
+    """What waits for time to pass, a retry or a budget, waits no longer and no shorter because the clock was set."""
+    graph, jump_ms = change.graph, data["jump_ms"]
+    for run in graph.active.values():
+        if run.not_before_ms:
+            change.put(run._replace(not_before_ms=run.not_before_ms + jump_ms))
+    for notice in graph.notices.values():
+        if notice.not_before_ms:
+            change.put(notice._replace(not_before_ms=notice.not_before_ms + jump_ms))
+    for node in graph.nodes.values():
+        if isinstance(node, Spending):
+            change.put(moved(node, jump_ms))
+    change.put(graph.here._replace(clock_jumps=graph.here.clock_jumps + 1))
 
 
 def _job_defined(change: _Change, data: Any) -> None:
@@ -345,6 +354,15 @@ _STATES = {"started": "granted", "deferred": "waiting", "buffered": "waiting"}
 """Verdict -> the run's state, where it is not called the same."""
 
 
+def _with(active: tuple[str, ...], name: str, verdict: str, change: _Change) -> tuple[str, ...]:
+    """What has begun stands before what waits, whatever their order in the plan: who waits for its turn waits for the
+    first."""
+    if verdict != "started":
+        return (*active, name)
+    waiting = [other for other in active if change.run(other).state == "waiting"]
+    return (*(other for other in active if other not in waiting), name, *waiting)
+
+
 def _decided(change: _Change, decided: Any, record: Record) -> None:
     job = change.job(decided["job"])
     name, verdict = decided["run"], decided["verdict"]
@@ -365,13 +383,7 @@ def _decided(change: _Change, decided: Any, record: Record) -> None:
     if "request" in decided:
         _answered(change, decided)
     if not run.parent and name not in job.active:
-        # What has begun stands before what waits, whatever their order in the plan: whoever waits for its turn waits
-        # for the first.
-        waiting = (
-            [other for other in job.active if change.run(other).state == "waiting"] if verdict == "started" else []
-        )
-        ahead = [other for other in job.active if other not in waiting] if waiting else job.active
-        of_job["active"] = (*ahead, name, *waiting)
+        of_job["active"] = _with(job.active, name, verdict, change)
     change.put(job._replace(**of_job) if of_job else job)
     state = _STATES.get(verdict, verdict)
     not_before = decided.get("not_before")

@@ -26,6 +26,11 @@ def reserved(spending: Spending, at_ms: int, run: str, tokens: int) -> Spending:
     return spending._replace(entries=(*kept, (at_ms, run, tokens)))
 
 
+def moved(spending: Spending, by_ms: int) -> Spending:
+    """As the clock shows it that was set by so much: what was spent a minute ago stays spent a minute ago."""
+    return spending._replace(entries=tuple((at_ms + by_ms, run, tokens) for at_ms, run, tokens in spending.entries))
+
+
 def settled(spending: Spending, run: str, reserved_tokens: int, used_tokens: int) -> Spending:
     """The run's latest entry, as it turned out."""
     entries = list(spending.entries)

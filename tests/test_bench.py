@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from contextlib import ExitStack
+from math import isfinite
 from pathlib import Path
 
 import orjson
@@ -36,7 +37,8 @@ def test_a_part_measures_something_and_cleans_up(section: str, tmp_path: Path) -
     figures = report["sections"][section]["figures"]
     assert figures
     assert all(set(one) == FIGURE for one in figures)
-    assert all(one["ours"] >= 0 and one["rounds"] >= 1 for one in figures)
+    # Not that each is above zero: some are differences, and of a quick run.
+    assert all(isfinite(one["ours"]) and one["rounds"] >= 1 for one in figures)
     assert {"system", "processor", "cores", "file_system", "python", "load_before"} <= set(report["machine"])
     assert f"bench: {section}: " in done.stderr
     assert list(folder.iterdir()) == []

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from story import Story
 
-from ledger.instant import ms_of
+from ledger.instant import ms_of, text_of
 from ledger.record import Draft, Record
 from policies.notice import due, failed, retry_at_ms
 from policies.request import Declined
@@ -144,6 +144,16 @@ def test_each_wait_is_longer_than_the_one_before_and_the_last_attempt_comes_afte
     assert waits == sorted(waits)
     assert 20 <= (story.wall_ms - begun_ms) / 3_600_000 <= 30
     assert story.only().state == "given_up"
+
+
+def test_the_next_attempt_to_tell_comes_no_later_because_the_clock_was_set_back() -> None:
+    story = Told()
+    story.define("a", notify={"webhook": HOOK})
+    story.run_once("a", "failed", "r1")
+    story.record(failed(story.only().notice, 1, "no", story.wall_ms + 30_000))
+    story.wall_ms -= 86_400_000
+    story.record(draft("clock.jumped", "node/here", {"jump_ms": -86_400_000, "wall": text_of(story.wall_ms)}))
+    assert story.only().not_before_ms == story.wall_ms + 30_000
 
 
 def test_when_too_many_wait_a_new_one_is_given_up_at_once_and_only_the_last_are_remembered() -> None:

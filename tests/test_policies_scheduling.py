@@ -300,6 +300,36 @@ def test_a_budget_of_runs_makes_the_next_wait_until_the_window_has_room(story: S
     assert ("started", "admitted") in decided(story)
 
 
+@pytest.mark.parametrize("set_ms", [-DAY_MS, -HOUR_MS, HOUR_MS, DAY_MS])
+def test_a_clock_that_is_set_makes_no_retry_and_no_budget_wait_longer_or_shorter(story: Story, set_ms: int) -> None:
+    story.define("again", retry={"attempts": 2})
+    story.define("dear", budget={"runs_per_hour": 1}, overlap="allow_all")
+    again, dear = story.start("again", "r1"), story.start("dear", "r2")
+    assert decided(story) == [("started", "admitted")] * 2
+    story.begin(again)
+    story.end(again, "failed", code=1, retry_in_ms=30_000)
+    story.begin(dear)
+    story.end(dear)
+    late = story.start("dear", "r3")
+    assert decided(story) == [("deferred", "budget.runs_per_hour")]
+
+    story.wall_ms += set_ms
+    story.record(draft("clock.jumped", "node/here", {"jump_ms": set_ms, "wall": text_of(story.wall_ms)}))
+
+    assert decided(story) == []
+    story.pass_ms(29_999)
+    assert decided(story) == []
+    story.pass_ms(1)
+    assert decided(story) == [("started", "admitted")]
+    assert active(story, "granted") == [again]
+    run_to_end(story)
+    story.pass_ms(HOUR_MS - 30_001)
+    assert decided(story) == []
+    story.pass_ms(1)
+    assert decided(story) == [("started", "admitted")]
+    assert active(story, "granted") == [late]
+
+
 def test_tokens_are_reserved_at_the_start_and_settled_at_the_end(story: Story) -> None:
     story.define("a", budget={"tokens_per_day": 1000}, needs={"tokens": 600}, overlap="allow_all")
     first = story.start("a", "r1")
