@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 from simulations.faults import FAULTS
 from simulations.shrink import Life, keep, live_all, shrink
-from simulations.world import STEPS
 
 SHARE = 50
 """Lives that a process lives through before it tells how it went."""
@@ -35,7 +34,7 @@ class Chunk(NamedTuple):
     told: str
 
 
-def _lives(first: int, count: int, steps: int, faults: str | None, without: str) -> Chunk:
+def _lives(first: int, count: int, steps: int | None, faults: str | None, without: str) -> Chunk:
     began_s, effects, hours = time.process_time(), 0, 0.0
     lives = (_life(seed, steps, faults, without) for seed in range(first, first + count))
     for seed, lived in enumerate(live_all(lives), first):
@@ -45,7 +44,7 @@ def _lives(first: int, count: int, steps: int, faults: str | None, without: str)
     return Chunk(first, count, effects, hours, time.process_time() - began_s, "")
 
 
-def _life(seed: int, steps: int, faults: str | None, without: str) -> Life:
+def _life(seed: int, steps: int | None, faults: str | None, without: str) -> Life:
     chosen = None if faults is None else frozenset(faults.split(",")) - {"none", ""}
     return Life.of(seed, steps, chosen)._replace(without=tuple(filter(None, without.split(","))))
 
@@ -84,7 +83,7 @@ def _shrink(asked: argparse.Namespace) -> int:
 
 
 def _campaign(asked: argparse.Namespace) -> int:
-    memory = _Memory(asked.resume, {"steps": asked.steps, "faults": asked.faults or "", "without": asked.without})
+    memory = _Memory(asked.resume, {"steps": asked.steps or 0, "faults": asked.faults or "", "without": asked.without})
     ends = asked.first_seed + asked.seeds
     share = max(1, min(SHARE, asked.seeds // (2 * asked.jobs)))
     done = [chunk for chunk in memory.chunks() if asked.first_seed <= chunk.first and chunk.first + chunk.lives <= ends]
@@ -116,8 +115,9 @@ def _campaign(asked: argparse.Namespace) -> int:
                 print(f"\r{lives} lives, {rate:.0f} a second ", end="", file=sys.stderr, flush=True)
     lives, cpu_s = sum(chunk.lives for chunk in done), sum(chunk.cpu_s for chunk in done)
     hours, effects = sum(chunk.lived_hours for chunk in done), sum(chunk.effects for chunk in done)
+    told = f"{lives} lives of {asked.steps} steps" if asked.steps else f"{lives} lives"
     print(
-        f"{lives} lives of {asked.steps} steps, {hours / 8766:.2f} simulated years, {effects} effects: every invariant "
+        f"{told}, {hours / 8766:.2f} simulated years, {effects} effects: every invariant "
         f"held ({lives / cpu_s:.1f} lives and {hours / cpu_s:.0f} simulated hours per CPU second, "
         f"{time.monotonic() - began_s:.0f} s)"
     )
@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=200, help="how many lives")
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=STEPS, help="how long each life is")
+    parser.add_argument("--steps", type=int, help="how long each life is; else the seed draws it")
     parser.add_argument("--faults", help="only these classes, with commas, or none; else the seed draws them")
     parser.add_argument("--without", default="", help="strikes (kill@17), jobs (job3) and people@STEP to leave out")
     parser.add_argument("--resume", default="", metavar="FOLDER", help="note there what is done, and go on from it")

@@ -23,7 +23,7 @@ from ledger.record import Record
 from ledger.segment import KEEPING
 from ledger.verify import verify
 from policies import due
-from policies.replay import Past, verify_decisions
+from policies.replay import Past, decide_again, is_decision
 from policies.schedule import schedule_of
 from simulations.oracle_sqlite import Tables, emptied
 from state import snapshot
@@ -170,12 +170,13 @@ def whole_life(world: World) -> None:
         raise world.violation("the ledger verifies", found.damages)
     records = list(read(world.disk))
     past, head = Past(), world.loop.ledger.head
-    for verdict in verify_decisions(records, past):
-        if not verdict.agrees:
+    for record in records:
+        if world.decides_again and is_decision(record) and not (verdict := decide_again(past, record)).agrees:
             raise world.violation(
                 "a decision is reproduced from the ledger alone",
                 (verdict.seq, verdict.differing_inputs, verdict.recorded, verdict.again),
             )
+        past.fold(record)
     if snapshot.encode(past.graph, head, "") != snapshot.encode(world.loop.graph, head, ""):
         raise world.violation("replay equals the live state", head)
     if world.thorough:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from simulations import workload
 from simulations.checkers import Violation
-from simulations.world import STEPS, World, drawn
+from simulations.world import World, drawn, length
 
 CORPUS = Path(__file__).parent / "corpus"
 _COLLECT_EVERY = 50
@@ -29,8 +29,11 @@ class Life(NamedTuple):
     without: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, seed: int, steps: int = STEPS, faults: frozenset[str] | None = None) -> Life:
-        return cls(seed, steps, tuple(sorted(drawn(seed) if faults is None else faults)))
+    def of(cls, seed: int, steps: int | None = None, faults: frozenset[str] | None = None) -> Life:
+        """What is not told, the seed draws."""
+        return cls(
+            seed, length(seed) if steps is None else steps, tuple(sorted(drawn(seed) if faults is None else faults))
+        )
 
     def command(self) -> str:
         faults = ",".join(self.faults) or "none"

@@ -34,8 +34,8 @@ from simulations.host import Host, SimArrivals, SimClock, SimLeases, SimSpawner
 Json = Any
 
 CPUS = 2
-STEPS = 6
-"""How often, in a life of the usual length, time passes to what happens next."""
+LENGTHS = (2, 2, 3, 3, 4, 4, 5, 6, 12)
+"""How often, in a life, time passes to what happens next. Many short lives find most, and some bugs take a long one."""
 START_MS = ms_of("2026-03-27T20:00:00Z")  # Two days before Europe changes its clocks.
 POLICY = SchedulingPolicy(
     max_running=4, late_after_ms=30_000, max_decisions_per_plan=20, max_slots_per_job=50, clock_jump_ms=2000,
@@ -73,7 +73,7 @@ class World:
     seed: int
     faults: frozenset[str] = field(default_factory=frozenset)
     """The classes that may strike from now on."""
-    steps: int = STEPS
+    steps: int = max(LENGTHS)
     without: frozenset[str] = field(default_factory=frozenset)
     """What is left out: strikes ("kill@17"), jobs ("job3"), what people do at a step ("people@4")."""
 
@@ -99,6 +99,8 @@ class World:
         """Whether what is derived is looked at in the end, too, which takes as long as much of a life."""
         self.disk.heeds_advice = knobs.random() < 0.5
         self.policy = replace(self.policy, max_decisions_per_plan=knobs.choice((3, 20, 20, 20)))
+        self.decides_again = knobs.random() < 0.5
+        """Whether each plan is decided again in the end, which takes as long as all other watchers together."""
         self.durable: Head | None = None
         """The last record that a daemon is known to have made durable."""
         self.backup: dict[str, bytes] = {}
@@ -455,10 +457,15 @@ def drawn(seed: int) -> frozenset[str]:
     return frozenset(fault for fault in FAULTS if swarm.random() < 0.5)
 
 
+def length(seed: int) -> int:
+    return Random(f"{seed} length").choice(LENGTHS)
+
+
 def live(
-    seed: int, *, steps: int = STEPS, faults: frozenset[str] | None = None, without: frozenset[str] = NOTHING
+    seed: int, *, steps: int | None = None, faults: frozenset[str] | None = None, without: frozenset[str] = NOTHING
 ) -> World:
-    """One life. Without `faults`, the seed draws them."""
-    world = World(seed, drawn(seed) if faults is None else faults, steps, without)
+    """One life. What is not told, the seed draws."""
+    steps, faults = length(seed) if steps is None else steps, drawn(seed) if faults is None else faults
+    world = World(seed, faults, steps, without)
     world.live()
     return world
