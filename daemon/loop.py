@@ -197,6 +197,7 @@ class Loop:
         self.snapshot_seq = 0
         """The record that the newest snapshot stands at; 0 while there is none."""
         self.snapshot_every, self.snapshot_at_stop = SNAPSHOT_EVERY, SNAPSHOT_AT_STOP
+        self.milestones = snapshot.MILESTONES
         self.completed: Now | None = None
 
     def begin(self) -> None:
@@ -479,7 +480,8 @@ class Loop:
         try:
             # Proven first: what a crash leaves unproven at the end may come to stand there under another hash.
             self.ledger.note_head(durable=True)
-            stored = snapshot.write(self.doors.disk, self.graph, self.ledger.head, self._started["code"])
+            disk, code, head = self.doors.disk, self._started["code"], self.ledger.head
+            stored = snapshot.write(disk, self.graph, head, code, milestones=self.milestones)
         except (Full, OSError) as error:
             self.problems["snapshot"] = f"no snapshot can be kept, so that the next start will take longer: {error}"
         else:

@@ -130,6 +130,10 @@ class Reading:
         segments = segments_in(self.disk.list(FOLDER))
         return sum(stored_bytes(self.disk, f"{FOLDER}/{segment.name}") for segment in segments)
 
+    def passed(self, done: int, parts: int) -> None:
+        """Another process has read so many of so many parts of the pass that is watched."""
+        self._count(self._whole * done // parts - self._done)
+
     def _count(self, count: int) -> None:
         self._done += count
         if self._whole:

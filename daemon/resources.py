@@ -21,7 +21,7 @@ def sample(home: Path) -> dict[str, Json]:
     memory = psutil.virtual_memory()
     disk = shutil.disk_usage(home)
     return {
-        "cpus": _cpus(),
+        "cpus": cpus(),
         "memory_bytes": memory.total,
         "memory_free_bytes": _coarse(memory.available, memory.total),
         "disk_bytes": disk.total,
@@ -35,7 +35,7 @@ def _coarse(free: int, whole: int) -> int:
     return free // step * step
 
 
-def _cpus() -> int:
+def cpus() -> int:
     """The processors this process may use, which in a container are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

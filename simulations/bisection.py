@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
+from multiprocessing import get_context
 from typing import Any, NamedTuple
 
+from daemon.reading import replaying
 from ledger.disk import Disk
 from ledger.reader import read
 from ledger.record import Record
 from simulations.expression import Expression
 from state.graph import AnyNode, Graph
 from state.projector import apply
-from state.snapshot import restore, usable
+from state.snapshot import milestones, restore, usable
 from state.upcast import as_current
 
 Json = Any
@@ -57,6 +61,41 @@ def bisect(
                 graph, start = kept, head.seq
                 break
     return _walk(read(disk, after=start, until=until), graph, expression, first, start)
+
+
+def bisect_in_parts(
+    disk: Disk,
+    projector: str,
+    text: str,
+    *,
+    after: int = 0,
+    until: int | None = None,
+    processes: int,
+    told: Callable[[int, int], None] = lambda done, parts: None,
+) -> Found:
+    """As `bisect` of the expression `text`, by several processes at once: each walks from one snapshot to the next.
+    `disk` goes to them; `told` hears how many parts are done."""
+    bounds = [after, *milestones(disk, projector, after=after, until=until), until]
+    if len(bounds) == 2 or processes < 2:
+        return bisect(disk, projector, Expression(text), after=after, until=until)
+    first = Expression(text).holds(restore(disk, projector, until=after).graph if after else Graph())
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        parts = [pool.submit(_part, disk, projector, text, start or 0, end, first) for start, end in pairwise(bounds)]
+        records = 0
+        for done, part in enumerate(parts, 1):  # In order: what a later part finds counts if no earlier one does.
+            found = part.result()
+            told(done, len(parts))
+            records += found.records
+            if found.change is not None:
+                break
+        pool.shutdown(cancel_futures=True)
+    return found._replace(looked_from=after, records=records)
+
+
+def _part(disk: Disk, projector: str, text: str, start: int, end: int | None, first: bool) -> Found:
+    with replaying():
+        graph = restore(disk, projector, until=start).graph if start else Graph()
+        return _walk(read(disk, after=start, until=end), graph, Expression(text), first, start)
 
 
 def _bound(disk: Disk, seq: int, hash_: str) -> bool:

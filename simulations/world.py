@@ -185,7 +185,7 @@ class World:
         writer = Writer("sim", self.clock.boot_id, pid, self.lives, "0")
         around = Surroundings(Path("/home"), Path("/root"), {}, {})
         loop = Loop(self._doors(spawner), around, writer, started)
-        loop.snapshot_every, loop.snapshot_at_stop = self.snapshot_every, 25
+        loop.snapshot_every, loop.snapshot_at_stop, loop.milestones = self.snapshot_every, 25, 1
         spawner.check_order = lambda order: checkers.before_an_effect(self, order, loop)
         return loop
 

@@ -34,8 +34,13 @@ Json = Any
 
 FOLDER = "snapshots"
 KEPT = 2
+"""The newest, from which a start begins."""
+MILESTONES = 14
+"""Older ones, spread over the past: whoever looks back begins at the nearest."""
 _OPENING = frozenset((OPEN, *KEEPING))
 FORMAT = 2
+_HEAD_BYTES = 1 << 16
+"""More than the first line takes."""
 ROWS_A_LINE = 200
 """Of nodes. A whole snapshot read at once would take up several times what the graph does."""
 _NAME = re.compile(r"(\d{16})-([0-9a-f]{32})\.json")
@@ -136,8 +141,7 @@ def decode(data: bytes, projector: str) -> Snapshot | None:
     try:
         lines = _lines(data)
         told = orjson.loads(next(lines))
-        mine = (FORMAT, projector, vocabulary_digest(), {kind: list(shape[1]) for kind, shape in _shapes().items()})
-        if (told["v"], told["projector"], told["vocabulary"], told["fields"]) != mine:
+        if not _made_here(told, projector):
             return None
         graph, head = Graph(), Head(told["seq"], told["hash"])
         for line in lines:
@@ -147,6 +151,11 @@ def decode(data: bytes, projector: str) -> Snapshot | None:
         return None
     graph.seq = head.seq
     return Snapshot(graph, head)
+
+
+def _made_here(told: Json, projector: str) -> bool:
+    mine = (FORMAT, projector, vocabulary_digest(), {kind: list(shape[1]) for kind, shape in _shapes().items()})
+    return (told["v"], told["projector"], told["vocabulary"], told["fields"]) == mine
 
 
 def _lines(data: bytes) -> Iterator[memoryview]:
@@ -170,8 +179,9 @@ def _nodes(kind: str, rows: Iterable[list[Json]]) -> Iterator[AnyNode]:
         yield make(row)
 
 
-def write(disk: Disk, graph: Graph, head: Head, projector: str) -> Stored:
-    """Keep the graph as of `head`, which must be durable, and forget all but the newest. Durable once this returns."""
+def write(disk: Disk, graph: Graph, head: Head, projector: str, *, milestones: int = MILESTONES) -> Stored:
+    """Keep the graph as of `head`, which must be durable, and of the older ones as many as `KEPT` and `milestones` say.
+    Durable once this returns."""
     data = encode(graph, head, projector)
     stored = Stored(head.seq, sha256(data).hexdigest()[:32])
     disk.make_folder(FOLDER)
@@ -179,13 +189,38 @@ def write(disk: Disk, graph: Graph, head: Head, projector: str) -> Stored:
         if name.startswith("."):  # what a crash left of a snapshot in the making
             disk.remove(f"{FOLDER}/{name}")
     write_atomically(disk, stored.path, data, durable=True)
-    others = [other for other in stored_in(disk) if other != stored]
     # One that is ahead of the ledger, or beside it, tells of another past: of a ledger that was cut or moved away.
-    earlier = [other for other in others if other.seq < head.seq]
-    for other in others:
-        if other not in earlier[: KEPT - 1]:
+    kept = [other for other in stored_in(disk) if other == stored or other.seq < head.seq]
+    kept = kept[:KEPT] + [other for other in kept[KEPT:] if _fits(disk, other, projector)]
+    while len(kept) > KEPT + milestones:
+        del kept[_spare(kept)]
+    for other in stored_in(disk):
+        if other not in kept:
             disk.remove(other.path)
     return stored
+
+
+def _spare(kept: list[Stored]) -> int:
+    """The place of the one, behind the newest, without which the past is still seen best: where the gap that it leaves
+    is the smallest, and of those the oldest."""
+    seqs = [*(stored.seq for stored in kept), 0]
+    return min(range(len(kept) - 1, KEPT - 1, -1), key=lambda place: seqs[place - 1] - seqs[place + 1])
+
+
+def milestones(disk: Disk, projector: str, *, after: int = 0, until: int | None = None) -> list[int]:
+    """The records between these two of which there is a snapshot that this code can read, in order. `restore` says
+    whether the ledger agrees."""
+    kept = (other for other in stored_in(disk) if after < other.seq and (until is None or other.seq < until))
+    return sorted(other.seq for other in kept if _fits(disk, other, projector))
+
+
+def _fits(disk: Disk, stored: Stored, projector: str) -> bool:
+    """Whether this code made it, by what its first line says."""
+    try:
+        head, _, rest = disk.read(stored.path, 0, _HEAD_BYTES).partition(b"\n")
+        return bool(rest) and _made_here(orjson.loads(head), projector)
+    except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError):
+        return False
 
 
 def stored_in(disk: Disk) -> list[Stored]:

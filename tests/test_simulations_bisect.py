@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 from lived import FRIDAY, Life, any_fate, any_jobs, policy
 
+from daemon.system import OsDisk
 from ledger.chain import Head
 from policies.fault import BadValue
-from simulations.bisection import bisect, only
+from simulations.bisection import bisect, bisect_in_parts, only
 from simulations.expression import Expression
 from state import snapshot
 from state.graph import Graph
@@ -109,6 +113,30 @@ def test_a_monotone_one_skips_what_lies_before_a_snapshot_with_the_same_value(li
         assert quick.change is not None
         assert quick.change == slow.change
         assert (quick.looked_from, slow.looked_from) == (behind, 0)
+
+
+@pytest.mark.parametrize("text", ["runs.succeeded < 20", "jobs.failing == 0", 'jobs["job0"].revision != 9'])
+def test_in_parts_between_snapshots_the_same_is_found(life: Life, text: str, tmp_path: Path) -> None:
+    records, disk = life.records(), OsDisk(tmp_path)
+    for name, content in life.disk.files().items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    graph, bounds = Graph(), [len(records) * part // 5 for part in range(1, 5)]
+    for start, end in pairwise([0, *bounds]):
+        fold(graph, records[start:end])
+        snapshot.write(disk, graph, Head(end, records[end - 1].hash), "sim")
+    assert snapshot.milestones(disk, "sim") == bounds
+    rotten = next(stored for stored in snapshot.stored_in(disk) if stored.seq == bounds[1])
+    data = (tmp_path / rotten.path).read_bytes()
+    (tmp_path / rotten.path).write_bytes(data[:-2] + b"}]")  # It is passed over, and what lies before it is folded.
+    told: list[tuple[int, int]] = []
+
+    whole = bisect(disk, "sim", Expression(text))
+    parts = bisect_in_parts(disk, "sim", text, processes=2, told=lambda done, of: told.append((done, of)))
+
+    assert (parts.change, parts.holds_first) == (whole.change, whole.holds_first)
+    assert told == [(done, 5) for done in range(1, len(told) + 1)]
+    assert parts.change is not None or parts.records == whole.records == len(records)
 
 
 @pytest.mark.parametrize(

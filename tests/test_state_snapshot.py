@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from story import Story
 
@@ -106,10 +108,27 @@ def test_the_newest_two_are_kept_and_what_a_crash_left_unfinished_goes() -> None
     for number in range(1, 5):
         note(story, number)
         story.disk.corrupt("snapshots/.left.new", b"half") if number == 3 else None
-        snapshot.write(story.disk, story.graph, story.ledger.head, CODE)
+        snapshot.write(story.disk, story.graph, story.ledger.head, CODE, milestones=0)
     head = story.ledger.head.seq
     assert [stored.seq for stored in snapshot.stored_in(story.disk)] == [head, head - 1]
     assert len(story.disk.list("snapshots")) == 2
+
+
+def test_older_ones_are_spread_over_the_past_and_those_of_other_code_go() -> None:
+    story, milestones = eventful(), 5
+    snapshot.write(story.disk, story.graph, story.ledger.head, "code of last year")
+    other, first = story.ledger.head.seq, story.ledger.head.seq + 1
+    for number in range(1, 200):
+        note(story, number)
+        snapshot.write(story.disk, story.graph, story.ledger.head, CODE, milestones=milestones)
+        kept = [stored.seq for stored in snapshot.stored_in(story.disk)]
+        head = story.ledger.head.seq
+        assert kept[: snapshot.KEPT] == [head, head - 1][: len(kept)]
+        assert len(kept) <= snapshot.KEPT + milestones
+        assert max(late - early for late, early in pairwise([*kept, 0])) <= first + (head - first) // 2
+    assert other not in kept
+    assert snapshot.milestones(story.disk, CODE, after=kept[-1], until=head) == kept[-2:0:-1]
+    assert snapshot.restore(story.disk, CODE, until=kept[3] + 1).snapshot_seq == kept[3]
 
 
 def test_snapshots_of_a_ledger_that_was_moved_away_do_not_push_out_those_of_the_new_one() -> None:

@@ -10,10 +10,12 @@ from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
 from daemon.reading import replaying
+from daemon.resources import cpus
+from daemon.system import OsDisk
 from daemon.version import code_digest
 from policies.fault import BadValue
-from simulations.bisection import Change, Found
-from simulations.bisection import bisect as bisected
+from simulations.bisection import Change, Found, bisect_in_parts
+from simulations.bisection import bisect as bisect_below
 from simulations.expression import Expression
 
 Json = Any
@@ -33,7 +35,11 @@ def bisect(call: Call, text: str, *, start: int, to: int | None, monotone: bool)
         raise Failure(Exit.BAD_INPUT, f"--to {to} is not behind --from {start}")
     began_s = perf_counter()
     with reading.watched(), replaying():
-        found = bisected(reading.disk, code_digest(), expression, after=start, until=to, monotone=monotone)
+        if monotone:
+            found = bisect_below(reading.disk, code_digest(), expression, after=start, until=to, monotone=True)
+        else:
+            disk, code = OsDisk(call.home.path), code_digest()
+            found = bisect_in_parts(disk, code, text, after=start, until=to, processes=cpus(), told=reading.passed)
     took_s = perf_counter() - began_s
     if call.json:
         show.json(_json(text, found))
