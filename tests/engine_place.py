@@ -44,7 +44,9 @@ def place() -> Iterator[None]:
         if POSSIBLE and (Place.server is None or not Place.server.alive):
             folder = Path(tempfile.mkdtemp(prefix="hermes-forkserver-"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            Place.server = ForkServer(folder, environment_of(folder))
+            # As for users, who set no number of threads: those that libraries start must not keep it from forking.
+            environment = {name: it for name, it in environment_of(folder).items() if name != "OMP_NUM_THREADS"}
+            Place.server = ForkServer(folder, environment)
             Place.runner.run(Place.server.start())
         yield
 

@@ -175,13 +175,16 @@ def main(channel: int) -> None:
     os.set_inheritable(channel, False)
     wire = socket.socket(fileno=channel)
     tie_to(json.loads(wire.recv(_PACKET))["parent"])
+    # The algebra that numpy brings starts a thread for each core as it is imported, and no model uses it.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     try:
         for name in _PRELOADED:
             importlib.import_module(name)
         transformers = importlib.import_module("transformers")
         for name in _LAZY:
             getattr(transformers, name)
-        fit = len(os.listdir("/proc/self/task")) == 1
+        if not (fit := (threads := len(os.listdir("/proc/self/task"))) == 1):
+            print(f"{threads} threads run once the libraries are imported, and a fork has one alone", file=sys.stderr)
     except Exception:
         traceback.print_exc()
         fit = False
