@@ -140,6 +140,11 @@ def _(put: Put) -> None:
     put(disk_module._Append, "sync", lambda self: None if self._path.endswith(".new") else sync(self))
 
 
+@without("a start makes the names durable that it has found")
+def _(put: Put) -> None:
+    put(recovery_module, "_keep_names", lambda disk, folder: None)
+
+
 @without("claim an epoch before it is used")
 def _(put: Put) -> None:
     put(ledger_module.Ledger, "_begin", lambda self, now: self._open_segment(now))
@@ -720,6 +725,7 @@ CAUGHT_BY: dict[str, int] = {
     "sync a batch before it counts": 11,
     "sync a folder when a name in it has changed": 11,
     "sync a file before it gets its name": 11,
+    "a start makes the names durable that it has found": 35973,
     "claim an epoch before it is used": 0,
     "note outside of the ledger how far it is durable": 5,
     "write again what nothing proves to be on the device": 130,
