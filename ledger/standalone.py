@@ -13,6 +13,7 @@ import standalone_seals as sealed  # type: ignore[import-not-found]
 from standalone_seals import damages as damages
 from standalone_seals import is_record, parse_record, report, sha
 
+del sys.path[0]
 
 def check_kept(kept: Any, who: object, folder: Path) -> None:
     for name, digest in kept:

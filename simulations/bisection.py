@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import pairwise
 from multiprocessing import get_context
 from typing import Any, NamedTuple
@@ -79,15 +80,18 @@ def bisect_in_parts(
     if len(bounds) == 2 or processes < 2:
         return bisect(disk, projector, Expression(text), after=after, until=until)
     first = Expression(text).holds(restore(disk, projector, until=after).graph if after else Graph())
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+    pool, records = ProcessPoolExecutor(processes, get_context("spawn")), 0
+    try:
         parts = [pool.submit(_part, disk, projector, text, start or 0, end, first) for start, end in pairwise(bounds)]
-        records = 0
         for done, part in enumerate(parts, 1):  # In order: what a later part finds counts if no earlier one does.
             found = part.result()
             told(done, len(parts))
             records += found.records
             if found.change is not None:
                 break
+    except BrokenProcessPool:  # One was killed, or had something to say that does not go through a pipe.
+        return bisect(disk, projector, Expression(text), after=after, until=until)
+    finally:
         pool.shutdown(cancel_futures=True)
     return found._replace(looked_from=after, records=records)
 

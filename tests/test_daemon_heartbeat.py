@@ -112,7 +112,12 @@ def test_a_heartbeat_names_a_process_and_not_only_a_number(tmp_path: Path) -> No
 
 def test_without_room_or_permission_the_work_goes_on(tmp_path: Path) -> None:
     (tmp_path / "heartbeat").mkdir()
-    Heart(tmp_path, 1, 1, BOOT_ID).beat()
+    heart = Heart(tmp_path, 1, 1, BOOT_ID)
+    heart.beat()
+    (tmp_path / "heartbeat").rmdir()
+    heart._next_ns = 0
+    heart.beat()
+    assert heartbeat.read(tmp_path) is not None, "it has gone on, and tells so once it can"
 
 
 def test_a_file_that_is_no_heartbeat_is_told(tmp_path: Path) -> None:

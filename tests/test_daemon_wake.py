@@ -139,9 +139,9 @@ def test_the_timer_fires_once_and_never_early(waker: Waker) -> None:
 def test_the_same_instant_can_be_set_again_after_it_fired(waker: Waker) -> None:
     passed_ms = int(time.time() * 1000) - 1000
     waker.set_timer(passed_ms)
-    wait_for(waker, "timer")
+    assert wait_for(waker, "timer") == {"timer"}
     waker.set_timer(passed_ms)
-    wait_for(waker, "timer")
+    assert wait_for(waker, "timer") == {"timer"}
 
 
 def test_a_timer_that_was_taken_back_does_not_fire(waker: Waker) -> None:
@@ -151,18 +151,15 @@ def test_a_timer_that_was_taken_back_does_not_fire(waker: Waker) -> None:
     assert wait_for(waker, "housekeeping") == {"housekeeping"}
 
 
-def test_setting_the_timer_costs_little_and_nothing_when_unchanged(waker: Waker) -> None:
+def test_the_kernel_is_asked_once_for_each_change_of_the_timer_and_not_when_it_stays(
+    waker: Waker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    armed: list[int] = []
+    monkeypatch.setattr(waker._timer, "arm", armed.append)
     far_ms = int(time.time() * 1000) + 1_000_000
-    started = time.thread_time()
-    for step_ms in range(1000):
-        waker.set_timer(far_ms + step_ms)
-    changed_s = time.thread_time() - started
-    started = time.thread_time()
-    for _ in range(1000):
-        waker.set_timer(far_ms)
-    unchanged_s = time.thread_time() - started
-    assert changed_s < 0.3
-    assert unchanged_s < changed_s / 5
+    for at_ms in (far_ms, far_ms, far_ms + 1, far_ms + 1, far_ms):
+        waker.set_timer(at_ms)
+    assert armed == [far_ms, far_ms + 1, far_ms]
 
 
 def test_housekeeping_comes_again_and_again(waker: Waker) -> None:
@@ -251,7 +248,6 @@ def test_a_folder_that_never_rests_is_told_of_within_about_a_second(waker: Waker
     took_s = time.monotonic() - started
     over.set()
     thread.join()
-    assert took_s < 5
     if max(later - earlier for earlier, later in pairwise(written)) < 0.05:  # else the machine itself took a rest
         assert took_s > 0.9
 

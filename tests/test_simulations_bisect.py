@@ -10,6 +10,7 @@ from lived import FRIDAY, Life, any_fate, any_jobs, policy
 
 from daemon.system import OsDisk
 from ledger.chain import Head
+from ledger.errors import Corrupt
 from policies.fault import BadValue
 from simulations.bisection import bisect, bisect_in_parts, only
 from simulations.expression import Expression
@@ -115,20 +116,24 @@ def test_a_monotone_one_skips_what_lies_before_a_snapshot_with_the_same_value(li
         assert (quick.looked_from, slow.looked_from) == (behind, 0)
 
 
-@pytest.mark.parametrize("text", ["runs.succeeded < 20", "jobs.failing == 0", 'jobs["job0"].revision != 9'])
-def test_in_parts_between_snapshots_the_same_is_found(life: Life, text: str, tmp_path: Path) -> None:
-    records, disk = life.records(), OsDisk(tmp_path)
+def in_a_folder(life: Life, folder: Path) -> OsDisk:
+    """The life's ledger on a real disk, with snapshots after each fifth of it."""
     for name, content in life.disk.files().items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(content)
-    graph, bounds = Graph(), [len(records) * part // 5 for part in range(1, 5)]
-    for start, end in pairwise([0, *bounds]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    disk, graph, records = OsDisk(folder), Graph(), life.records()
+    for start, end in pairwise(len(records) * part // 5 for part in range(5)):
         fold(graph, records[start:end])
         snapshot.write(disk, graph, Head(end, records[end - 1].hash), "sim")
-    assert snapshot.milestones(disk, "sim") == bounds
-    rotten = next(stored for stored in snapshot.stored_in(disk) if stored.seq == bounds[1])
-    data = (tmp_path / rotten.path).read_bytes()
-    (tmp_path / rotten.path).write_bytes(data[:-2] + b"}]")  # It is passed over, and what lies before it is folded.
+    return disk
+
+
+@pytest.mark.parametrize("text", ["runs.succeeded < 20", "jobs.failing == 0", 'jobs["job0"].revision != 9'])
+def test_in_parts_between_snapshots_the_same_is_found(life: Life, text: str, tmp_path: Path) -> None:
+    disk, count = in_a_folder(life, tmp_path), len(life.records())
+    assert snapshot.milestones(disk, "sim") == [count * part // 5 for part in range(1, 5)]
+    rotten = tmp_path / snapshot.stored_in(disk)[1].path
+    rotten.write_bytes(rotten.read_bytes()[:-2] + b"}]")  # It is passed over, and what lies before it is folded.
     told: list[tuple[int, int]] = []
 
     whole = bisect(disk, "sim", Expression(text))
@@ -136,7 +141,19 @@ def test_in_parts_between_snapshots_the_same_is_found(life: Life, text: str, tmp
 
     assert (parts.change, parts.holds_first) == (whole.change, whole.holds_first)
     assert told == [(done, 5) for done in range(1, len(told) + 1)]
-    assert parts.change is not None or parts.records == whole.records == len(records)
+    assert parts.change is not None or parts.records == whole.records == count
+
+
+def test_in_parts_a_damaged_ledger_is_refused_as_ever(life: Life, tmp_path: Path) -> None:
+    disk = in_a_folder(life, tmp_path)
+    segment = max((tmp_path / "ledger").glob("0*.jsonl"), key=lambda path: path.stat().st_size)
+    data = segment.read_bytes()
+    segment.write_bytes(data[: len(data) // 2] + b"#" + data[len(data) // 2 + 1 :])
+    with pytest.raises(Corrupt) as as_ever:
+        bisect(disk, "sim", Expression("runs.failed < 100000"))
+    with pytest.raises(Corrupt) as refused:
+        bisect_in_parts(disk, "sim", "runs.failed < 100000", processes=2)
+    assert str(refused.value) == str(as_ever.value)
 
 
 @pytest.mark.parametrize(

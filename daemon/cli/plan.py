@@ -42,7 +42,7 @@ def plan(call: Call) -> None:
     pending = _pending(call, reading)
     if policy_problem:
         pending.append(f"the policy override is not legal and not in force: {policy_problem}")
-    elif reading.graph.policy.digest != policy.digest():
+    elif reading.graph.policy.digest not in ("", policy.digest()):
         pending.append("the policy has changed since a daemon adopted it; this plan follows the new one")
     up = call.pulse() is not None
     if call.json:

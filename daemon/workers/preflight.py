@@ -131,8 +131,8 @@ def _module(task: PythonTask) -> str | None:
     if top in sys.builtin_module_names or PathFinder.find_spec(top, [*task.path, task.cwd, *sys.path]) is not None:
         return None
     return (
-        f"module {top!r} of call {task.call!r} is not in {', '.join((*task.path, task.cwd))}, nor installed beside "
-        "Hermes: correct `call`, or add its folder to `path`"
+        f"module {top!r} of call {task.call!r} is not in {', '.join(dict.fromkeys((*task.path, task.cwd)))}, nor "
+        "installed beside Hermes: correct `call`, or add its folder to `path`"
     )
 
 
