@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import resource
 import signal
 import socket
@@ -20,7 +21,9 @@ from typing import Any
 
 import psutil
 import pytest
+from cli_shell import ROOT
 from repositories import Pair, Repo, assert_sound, clone, left_behind, new, pair, work_of
+from test_ledger_syscalls import strace_works
 
 from daemon.upgrades import git as git_module
 from daemon.upgrades import move as move_module
@@ -451,6 +454,33 @@ def test_there_and_back_again(lib: Pair) -> None:
         assert (lib.mine.path / "deep").exists() == (at == "new")
     assert not step("clean", work)["worktree"]
     assert_sound(lib.mine, person)
+
+
+def test_a_power_cut_finds_objects_files_and_branch_on_the_disk_in_this_order(lib: Pair, tmp_path: Path) -> None:
+    """Git syncs neither single objects nor branches nor files of its own accord, and would leave them empty."""
+    if why := strace_works():
+        pytest.skip(why)
+    ahead = lib.ahead(a__txt="changed\n")
+    work, calls = told(lib, ahead), []
+    for name in ("fetch", "apply"):
+        program = f"import json, sys; from daemon.upgrades import steps; steps.{name}(**json.loads(sys.argv[1]))"
+        trace = tmp_path / f"{name}.trace"
+        subprocess.run(
+            ["strace", "-f", "-y", "-o", trace, "-e", "trace=syncfs,fsync,rename,link", sys.executable, "-c", program,
+             json.dumps(work)], cwd=ROOT, check=True, capture_output=True, timeout=120,
+        )  # fmt: skip
+        calls += trace.read_text().splitlines()
+
+    def nth(pattern: str) -> int:
+        found = [place for place, call in enumerate(calls) if re.search(pattern, call)]
+        assert found, pattern
+        return found[0]
+
+    objects = [place for place, call in enumerate(calls) if re.search(r"fsync\(\d+<[^>]*/objects/", call)]
+    branch, named = nth(r"fsync\(\d+<[^>]*/refs/heads/main\.lock>"), nth(r'rename\(".*refs/heads/main\.lock"')
+    assert len(objects) >= 3, "a commit, a tree and a file"
+    assert max(objects) < nth(r"syncfs\(") < named
+    assert branch < named
 
 
 def test_hooks_are_not_run_unless_allowed(lib: Pair, tmp_path: Path) -> None:

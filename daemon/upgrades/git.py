@@ -23,6 +23,7 @@ _TERM_S = 2.0
 
 _CONFIG = {
     "core.hooksPath": os.devnull,
+    "core.fsync": "all",  # By itself git syncs neither branches nor single objects: a power cut leaves them empty.
     "core.fsmonitor": "false",
     "core.untrackedCache": "keep",
     "core.pager": "cat",

@@ -13,12 +13,14 @@ A file that holds neither commit's content, nor a beginning of it, is somebody's
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import select
 import shutil
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from hashlib import sha1, sha256
@@ -79,12 +81,32 @@ def move(git: Git, place: Place, way: Way, *, strict: bool) -> None:
                 give_back(git, place, way, way.source)
                 raise NotMoved(_refusal(done), done.words)
             try:
+                _sync_files(git.path)
+            except OSError as error:
+                give_back(git, place, way, way.source)
+                raise NotMoved("disk", f"the work tree could not be synced: {error.strerror}") from None
+            try:
                 branch.commit()
             except NotMoved:
                 if git.commit(way.ref) != way.target:
                     give_back(git, place, way, way.source)
                     raise
             copy.replace(place.git_dir / "index")
+
+
+def _sync_files(path: str) -> None:
+    """What git has written into a work tree, which it never syncs, is on the disk before a branch says that it is.
+    OSError if the disk says no."""
+    if sys.platform != "linux":
+        os.sync()
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), path)
+    finally:
+        os.close(descriptor)
 
 
 def _move_aside(git: Git, way: Way) -> None:
@@ -268,6 +290,8 @@ def give_back(git: Git, place: Place, way: Way, target: str) -> list[str]:
         paths = b"".join(path + b"\0" for path in restore if path not in theirs)
         done = git("checkout-index", "-f", "-q", "-u", "-z", "--stdin", stdin=paths, env=env)
         git("update-index", "-q", "--refresh", "--ignore-submodules", env=env)
+        with contextlib.suppress(OSError):  # It is as it was as far as can be; the next look says so.
+            _sync_files(git.path)
         copy.replace(place.git_dir / "index")
     if done.code < 0:
         raise Unusable("lost", f"git {done.words}")
