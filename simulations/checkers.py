@@ -89,7 +89,8 @@ def start_with_damage(world: World, path: str, whole: bytes) -> None:
     if loop.trusted_seq and path.startswith("ledger/0"):
         # A start from a snapshot looks at the lengths of sealed segments; that their bytes are whole is told later.
         found = verify(world.disk)
-        if found.ok and world.disk.exists(path) and world.disk.read(path) != whole:
+        # What rotted behind its end, in what a zombie had written there, is cut off and no part of the ledger.
+        if found.ok and world.disk.exists(path) and not whole.startswith(world.disk.read(path)):
             raise world.violation("rot is found, by the start or by the verifier", path)
         if not found.ok:
             world.disk.kill()
