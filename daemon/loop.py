@@ -350,7 +350,6 @@ class Loop:
             plan = decide(question, check=self._preflight)
             if not plan.decisions:
                 return
-            more = plan.more
             data = {
                 "tick": self.graph.here.tick + 1,
                 "wall_ms": now.wall_ms,
@@ -361,6 +360,13 @@ class Loop:
                 "decision_hash": plan.decision_hash,
             }
             self._stage(draft("plan.decided", f"plan/{data['tick']}", data), now)
+            more = plan.more and not self._may_be_refused(plan.decisions)
+
+    def _may_be_refused(self, decisions: Iterable[Mapping[str, Json]]) -> bool:
+        """Whether a run begins here whose steps would be planned next, and which may yet be refused a lease: nothing of
+        it begins before its lease files are there."""
+        begun = (self.graph.run(decided["run"]) for decided in decisions if decided["verdict"] == "started")
+        return any(run is not None and run.leases and is_container(run.spec) for run in begun)
 
     def _preflight(self, candidate: Candidate) -> str:
         if is_container(candidate.spec):

@@ -391,6 +391,11 @@ def _(put: Put) -> None:
         put(module, "ask", lambda *it, ask=module.ask: replace(ask(*it), tokens=0))
 
 
+@without("steps wait until the leases of their run are there")
+def _(put: Put) -> None:
+    put(Loop, "_may_be_refused", lambda self, decisions: False)
+
+
 @without("a late report is fenced")
 def _(put: Put) -> None:
     put(loop_module, "accepts", lambda run, attempt: run.state in WITH_PROCESS)
@@ -759,6 +764,7 @@ CAUGHT_BY: dict[str, int] = {
     "a key has one holder at a time": 0,
     "a lease is free when its run is over": 0,
     "fencing tokens only rise": 0,
+    "steps wait until the leases of their run are there": 43174,
     "a late report is fenced": 13,
     "no more runs than places": 5,
     "no more is given out than there is": 58,
