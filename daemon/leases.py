@@ -162,16 +162,16 @@ class LeaseFolder:
             if isinstance(lease, _Lease) and not lease.foreign and lease.token == token:
                 self._remove(key)
 
-    def sync(self, ours: Mapping[str, tuple[str, int]]) -> None:
-        """Make the daemon's files say exactly `ours` (key -> holder, token). Files of others are left alone, also where
-        they hold a key of ours: `seen` tells of them."""
+    def sync(self, ours: Mapping[str, tuple[str, int]]) -> dict[str, str]:
+        """Make the daemon's files say exactly `ours` (key -> holder, token). Files of others are left alone; returned
+        are the keys of ours that they hold, with who does."""
         with self._guard():
             for name in os.listdir(self.path):
                 lease = self._read(name) if name.endswith(".json") and not name.startswith(".") else None
                 if isinstance(lease, _Lease) and not lease.foreign and lease.key not in ours:
                     self._remove(lease.key)
-            for key, (holder, token) in sorted(ours.items()):
-                self._publish(key, holder, token)
+            others = {key: self._publish(key, holder, token) for key, (holder, token) in sorted(ours.items())}
+        return {key: other for key, other in others.items() if other is not None}
 
     def acquire(self, key: str, holder: str, ttl_ms: int, *, mine: bool = True) -> int | Held:
         """Take the key for somebody beside the daemon: the token, or who holds it.

@@ -96,7 +96,8 @@ class Leases(Protocol):
         """Write our lease file; the holder's name if an unexpired foreign one is there."""
 
     def withdraw(self, key: str, token: int) -> None: ...
-    def sync(self, ours: Mapping[str, tuple[str, int]]) -> None: ...
+    def sync(self, ours: Mapping[str, tuple[str, int]]) -> Mapping[str, str]:
+        """Make our lease files just these (key -> run, token); the keys that others hold, and who."""
 
 
 class Arrivals(Protocol):
@@ -233,10 +234,14 @@ class Loop:
         for name in retention.left_over(self.graph, self.doors.outputs.errands()):
             self.doors.outputs.forget(name)
         ours = {key: (lease.holder, lease.token) for key, lease in self.graph.leases.items() if not lease.foreign}
-        self.doors.leases.sync(ours)
-        self._published = {key: token for key, (_, token) in ours.items()}
+        taken = self.doors.leases.sync(ours)
+        self._published = {key: token for key, (_, token) in ours.items() if key not in taken}
         for run in list(self.graph.active.values()):
-            if run.state in WITH_PROCESS and not is_container(run.spec):
+            key = next((key for key in run.leases if key in taken), "")
+            # Granted just before a crash, and its file was never there.
+            if key and (not run.children if is_container(run.spec) else run.state == "granted"):
+                self._refused.append((run.name, run.attempt, run.token, key, taken[key]))
+            elif run.state in WITH_PROCESS and not is_container(run.spec):
                 self._resume(run)
 
     def tick(self, reasons: frozenset[str] = frozenset()) -> bool:

@@ -391,6 +391,17 @@ def _(put: Put) -> None:
         put(module, "ask", lambda *it, ask=module.ask: replace(ask(*it), tokens=0))
 
 
+@without("a start begins nothing whose lease another holds")
+def _(put: Put) -> None:
+    sync = host_module.SimLeases.sync
+
+    def unasked(self: Any, ours: Any) -> Any:
+        sync(self, ours)
+        return {}
+
+    put(host_module.SimLeases, "sync", unasked)
+
+
 @without("steps wait until the leases of their run are there")
 def _(put: Put) -> None:
     put(Loop, "_may_be_refused", lambda self, decisions: False)
@@ -764,6 +775,7 @@ CAUGHT_BY: dict[str, int] = {
     "a key has one holder at a time": 0,
     "a lease is free when its run is over": 0,
     "fencing tokens only rise": 0,
+    "a start begins nothing whose lease another holds": 641,
     "steps wait until the leases of their run are there": 43174,
     "a late report is fenced": 13,
     "no more runs than places": 5,

@@ -305,5 +305,7 @@ class SimLeases:
         if self._host.lease_files.get(key, ("", 0))[1] == token:
             del self._host.lease_files[key]
 
-    def sync(self, ours: Mapping[str, tuple[str, int]]) -> None:
-        self._host.lease_files = dict(ours)
+    def sync(self, ours: Mapping[str, tuple[str, int]]) -> dict[str, str]:
+        taken = {lease.key: lease.holder for lease in self.seen() if lease.key in ours}
+        self._host.lease_files = {key: lease for key, lease in ours.items() if key not in taken}
+        return taken

@@ -241,7 +241,7 @@ class World:
     def _plan_death(self) -> None:
         """A start is where much is done at once: a daemon that keeps dying may die in it, too."""
         if self.faults & {"kill", "power", "point"}:
-            for name in ("kill", "point"):
+            for name in ("kill", "point", "foreign"):  # An editor may take what has no file, granted or not.
                 if (chance := self.luck.chance(name, -self.lives, 4)) is not None:
                     FAULTS[name].strike(self, chance)
 

@@ -178,7 +178,8 @@ def test_files_are_rebuilt_from_what_the_ledger_says(
     earlier.publish("still-ours", "run-1", 2)
     person.acquire("theirs", "a person", 30_000)
     person.acquire("contested", "a person", 30_000)
-    daemon.sync({"still-ours": ("run-1", 2), "lost-file": ("run-2", 3), "contested": ("run-3", 4)})
+    taken = daemon.sync({"still-ours": ("run-1", 2), "lost-file": ("run-2", 3), "contested": ("run-3", 4)})
+    assert taken == {"contested": "a person"}
     assert [(one.key, one.token if not one.foreign else 0) for one in daemon.held()] == [
         ("contested", 0), ("lost-file", 3), ("still-ours", 2), ("theirs", 0),
     ]  # fmt: skip
