@@ -63,9 +63,9 @@ class Queue:
             return
         self._jobs[job.name] = basis
         if known is not None and known[1:] == basis[1:]:
-            first = waiting.get(basis[0])
-            if first is not None:
-                self._file(first, job)
+            for name in (known[0], basis[0]):  # Who was the first may not be it any more, and still wait.
+                if (run := waiting.get(name)) is not None:
+                    self._file(run, job)
             return
         for run in list(waiting.values()):
             self._file(run, job)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from random import Random
 from typing import Any
 
 import pytest
-from story import Story
+from story import NOON, Story
 
+from ledger.instant import text_of
 from ledger.reader import read
 from policies.agenda import Agenda
 from policies.decision import decide
 from policies.question import Question, ask
 from policies.replay import verify_decisions
+from policies.request import Declined
 from state.graph import Graph
 
 Json = Any
@@ -79,6 +82,11 @@ def happen(story: Story, chance: Random, turn: int) -> None:
         story.define(name, **fields(chance, name))
     elif kind < 0.93:
         story.wall_ms -= chance.randrange(200_000)
+    else:
+        span = {"from": text_of(story.wall_ms - 120_000), "to": text_of(story.wall_ms)}
+        overlap = chance.choice(("buffer_all", "allow_all"))
+        with suppress(Declined):
+            story.request("backfill", f"b{turn}", job=chance.choice(names), overlap=overlap, **span)
     story.pass_ms(chance.choice((0, 1, 5_000, 31_000, 61_000)))
     story.react()
 
@@ -107,6 +115,8 @@ def test_a_look_at_few_decides_as_a_look_at_all_would(seed: int) -> None:
         if not more:  # A plan cut short is followed by one that knows already what follows from the first.
             assert found == all_found, f"turn {turn}"
             compared += bool(found)
+        queue, made_anew = story.past.agenda.queue, Agenda.of(story.graph).queue
+        assert (set(queue.stirring), len(queue)) == (set(made_anew.stirring), len(made_anew)), f"turn {turn}"
     anew = Graph()
     anew.take(story.graph.nodes.values(), (), story.graph.seq)
     assert (anew.holding, anew.contested, anew.taken) == (story.graph.holding, story.graph.contested, story.graph.taken)
@@ -193,3 +203,20 @@ def test_a_run_that_waits_moves_back_when_a_job_before_its_own_comes_to_stand_be
     story.define("mid", {"after": ["base"]})
     story.end(holder)
     assert [(d["job"], d["verdict"]) for d in story.plan().decisions] == [("other", "started")]
+
+
+def test_who_was_first_in_line_is_no_longer_looked_at_when_another_run_of_its_job_has_begun() -> None:
+    story = Story()
+    story.define("a", {"every": "1m"}, jitter="50s", overlap="buffer_all")
+    story.pass_ms(60_000)
+    story.plan()
+    story.pass_ms(50_000)
+    story.plan()
+    story.end(*story.graph.holding)
+    while "jitter" not in [d["rule"] for d in story.plan().decisions]:
+        story.pass_ms(1_000)
+    span = {"from": text_of(NOON), "to": text_of(NOON + 60_000)}
+    story.request("backfill", "b1", job="a", overlap="allow_all", **span)
+    assert "started" in [d["verdict"] for d in story.plan().decisions]
+    made_anew = Agenda.of(story.graph).queue
+    assert set(story.past.agenda.queue.stirring) == set(made_anew.stirring)
