@@ -18,7 +18,7 @@ Json = Any
 
 _TABLES = """
 create table runs (run primary key, job, trig, parent, step, max_attempts, overlap, kind, at_ms, seq, end_seq, end);
-create table grants (run, attempt, token, seq, ms, passed_ms, cpu, limit_a_minute, ended_seq, outcome, retry_ms);
+create table grants (run, attempt, token, seq, ms, passed_ms, latest_ms, cpu, limit_a_minute, ended_seq, outcome, retry_ms);
 create table holds (key, holder, token, seq, until_seq);
 create table foreigners (key, holder, seq, until_seq);
 create table waits (run, seq, ms);
@@ -49,11 +49,11 @@ _RULES = {
         select b.run, b.attempt from grants a join grants b on a.run = b.run and a.rowid < b.rowid
         where a.ended_seq is null or a.ended_seq > b.seq""",
     "a retry waits its time": """
-        select b.run, b.attempt, a.retry_ms, b.passed_ms from grants a join grants b on a.run = b.run
-        and b.attempt = a.attempt + 1 and b.seq > a.seq where b.passed_ms < a.retry_ms""",
+        select b.run, b.attempt, a.retry_ms, b.latest_ms from grants a join grants b on a.run = b.run
+        and b.attempt = a.attempt + 1 and b.seq > a.seq where b.latest_ms < a.retry_ms""",
     "what was put off waits its time": """
-        select g.run, w.ms, g.passed_ms from grants g join waits w using (run)
-        where w.seq < g.seq and g.passed_ms < w.ms""",
+        select g.run, w.ms, g.latest_ms from grants g join waits w using (run)
+        where w.seq < g.seq and g.latest_ms < w.ms""",
     "nothing is granted while everything is paused": """
         select g.run from grants g join pauses p on p.job = '' and p.seq < g.seq
         and g.seq < coalesce(p.until_seq, 1e18)""",
@@ -128,9 +128,11 @@ class Tables:
         self._gone: set[str] = set()
         self._set_ms = 0
         """By how much the clock was set so far. Less this, its times tell how much time has passed."""
+        self._latest_ms = 0  # What has once passed stays so, also where it was set in a power cut, and nobody noticed.
 
     def feed(self, records: Iterable[Record]) -> None:
         for record in records:
+            self._latest_ms = max(self._latest_ms, self._passed_ms(record.ts))
             act = getattr(self, "_" + record.type.replace(".", "_"), None)
             if act is not None:
                 act(record, record.data)
@@ -227,9 +229,9 @@ class Tables:
         if verdict == "started":
             budget = None if parent else (top.get("budget") or {}).get("runs_per_minute")
             cpu = round(1000 * float((spec.get("needs") or {}).get("cpu", 0))) if spec["kind"] not in CONTAINERS else 0
-            insert("insert into grants values (?, ?, ?, ?, ?, ?, ?, ?, null, null, null)",
+            insert("insert into grants values (?, ?, ?, ?, ?, ?, ?, ?, ?, null, null, null)",
                    (run, decided["attempt"], decided["token"], record.seq, ms_of(record.ts), self._passed_ms(record.ts),
-                    cpu, budget))  # fmt: skip
+                    self._latest_ms, cpu, budget))  # fmt: skip
             for key in decided["leases"]:
                 insert("insert into holds values (?, ?, ?, ?, null)", (key, run, decided["token"], record.seq))
         elif verdict in ("deferred", "buffered"):
