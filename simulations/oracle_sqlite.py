@@ -18,7 +18,8 @@ Json = Any
 
 _TABLES = """
 create table runs (run primary key, job, trig, parent, step, max_attempts, overlap, kind, at_ms, seq, end_seq, end);
-create table grants (run, attempt, token, seq, ms, passed_ms, latest_ms, cpu, limit_a_minute, ended_seq, outcome, retry_ms);
+create table grants (run, attempt, token, seq, ms, passed_ms, latest_ms, cpu, limit_a_minute, ended_seq, outcome,
+    retry_ms);
 create table holds (key, holder, token, seq, until_seq);
 create table foreigners (key, holder, seq, until_seq);
 create table waits (run, seq, ms);
@@ -132,6 +133,8 @@ class Tables:
 
     def feed(self, records: Iterable[Record]) -> None:
         for record in records:
+            if record.type == "clock.jumped":  # Its own time is told by the clock as it was set.
+                self._set_ms += record.data["jump_ms"]
             self._latest_ms = max(self._latest_ms, self._passed_ms(record.ts))
             act = getattr(self, "_" + record.type.replace(".", "_"), None)
             if act is not None:
@@ -179,10 +182,6 @@ class Tables:
 
     def _passed_ms(self, instant: str) -> int:
         return ms_of(instant) - self._set_ms
-
-    def _clock_jumped(self, record: Record, data: Json) -> None:
-        del record
-        self._set_ms += data["jump_ms"]
 
     def _job_defined(self, record: Record, data: Json) -> None:
         del record
