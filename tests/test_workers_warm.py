@@ -372,21 +372,23 @@ def test_limits_bind_a_worker_s_task(home: Path, loop: Loop) -> None:
 SURVIVOR = """
 from daemon.workers.warm import Bounds
 loop = Loop(Bounds(workers_max=1))
-orders = [python(home, f"task-{i}", "tasks:wait", gate=str(home / "gate")) for i in range(3)]
+orders = [python(home, f"task-{i}", "tasks:wait", gate=str(home / f"gate-{i}")) for i in range(3)]
 for order in orders: loop.spawner.start(order)
 began = loop.began(orders[0]); print(began.pid, began.started, flush=True); loop.turn(60)
 """
 
 
 def test_a_worker_finishes_what_it_claimed_after_its_daemon_was_killed(home: Path, loop: Loop) -> None:
-    os.mkfifo(home / "gate")
+    gates = [home / f"gate-{i}" for i in range(3)]
+    for gate in gates:
+        os.mkfifo(gate)
     daemon = another_daemon(home, SURVIVOR)
     pid, started = map(int, line_from(daemon).split())
     kill_9(daemon)
-    orders = [python(home, f"task-{i}", "tasks:wait", gate=str(home / "gate")) for i in range(3)]
+    orders = [python(home, f"task-{i}", "tasks:wait", gate=str(home / f"gate-{i}")) for i in range(3)]
     loop.spawner.resume(orders[0], pid, started)
     assert loop.began(orders[0]) == Began("task-0", 1, pid, started)
-    (home / "gate").write_text("open\n")
+    gates[0].write_text("open\n")
     (end,) = loop.ended(orders[0])
     assert end.code == 0
     assert result(orders[0]) == "open"
@@ -395,21 +397,21 @@ def test_a_worker_finishes_what_it_claimed_after_its_daemon_was_killed(home: Pat
         assert not Path(order.folder, "claim").exists()
         loop.spawner.resume(order, None, None)
     loop.began(orders[1])
-    (home / "gate").write_text("again\n")
+    gates[1].write_text("again\n")
     loop.began(orders[2])
-    (home / "gate").write_text("again\n")
+    gates[2].write_text("again\n")
     assert [end.code for end in loop.ended(*orders[1:])] == [0, 0]
     assert loop.began(orders[1]).pid != pid
 
 
 def test_a_worker_killed_with_its_daemon_is_lost(home: Path, loop: Loop) -> None:
-    os.mkfifo(home / "gate")
+    os.mkfifo(home / "gate-0")
     daemon = another_daemon(home, SURVIVOR)
     pid, started = map(int, line_from(daemon).split())
     kill_9(daemon)
     os.kill(pid, signal.SIGKILL)
     loop.until(lambda: not lives(pid))
-    order = python(home, "task-0", "tasks:wait", gate=str(home / "gate"))
+    order = python(home, "task-0", "tasks:wait", gate=str(home / "gate-0"))
     loop.spawner.resume(order, pid, started)
     (end,) = loop.ended(order)
     assert (end.code, end.signal) == (None, None)
