@@ -302,7 +302,7 @@ def rot(files: dict[str, bytes], backup: dict[str, bytes], chance: Random) -> tu
     else:
         path = segments[-1]
     data = bytearray(files[path])
-    if kind == "gone":
+    if kind == "gone" or not data:  # Of an empty file, which a failed write may leave, no byte can rot.
         return path, None
     if kind == "old" and backup.get(path) not in (None, bytes(data)):
         return path, backup[path]
