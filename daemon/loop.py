@@ -236,10 +236,9 @@ class Loop:
         ours = {key: (lease.holder, lease.token) for key, lease in self.graph.leases.items() if not lease.foreign}
         taken = self.doors.leases.sync(ours)
         self._published = {key: token for key, (_, token) in ours.items() if key not in taken}
+        refused = foreign.refused(self.graph, taken)
         for run in list(self.graph.active.values()):
-            key = next((key for key in run.leases if key in taken), "")
-            # Granted just before a crash, and its file was never there.
-            if key and (not run.children if is_container(run.spec) else run.state == "granted"):
+            if (key := refused.get(run.name)) is not None:
                 self._refused.append((run.name, run.attempt, run.token, key, taken[key]))
             elif run.state in WITH_PROCESS and not is_container(run.spec):
                 self._resume(run)
@@ -365,13 +364,7 @@ class Loop:
                 "decision_hash": plan.decision_hash,
             }
             self._stage(draft("plan.decided", f"plan/{data['tick']}", data), now)
-            more = plan.more and not self._may_be_refused(plan.decisions)
-
-    def _may_be_refused(self, decisions: Iterable[Mapping[str, Json]]) -> bool:
-        """Whether a run begins here whose steps would be planned next, and which may yet be refused a lease: nothing of
-        it begins before its lease files are there."""
-        begun = (self.graph.run(decided["run"]) for decided in decisions if decided["verdict"] == "started")
-        return any(run is not None and run.leases and is_container(run.spec) for run in begun)
+            more = plan.more and not foreign.may_be_refused(self.graph, plan.decisions)
 
     def _preflight(self, candidate: Candidate) -> str:
         if is_container(candidate.spec):

@@ -173,14 +173,14 @@ def carry_out(disk: Disk, folder: str, recovery: Recovery, now: Now) -> Recovery
     for file, offset in sorted(shortened.items()):
         if file not in gone:
             cut_off(disk, f"{folder}/{file}", offset)
-    _keep_names(disk, folder)
+    _sync_names(disk, folder)
     if recovery.rewritten is not None:
         path = f"{folder}/{recovery.rewritten.file}"
         write_atomically(disk, path, disk.read(path, 0, recovery.rewritten.bytes), durable=True)
     return replace(recovery, cuts=kept)
 
 
-def _keep_names(disk: Disk, folder: str) -> None:
+def _sync_names(disk: Disk, folder: str) -> None:
     """What is to be claimed durable was found by its name, and its writer may have died between giving a segment its
     name and the sync of the folder."""
     disk.sync_folder(folder)

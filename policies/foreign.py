@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from ledger.record import Draft
 from state.events import draft
-from state.graph import Graph
+from state.graph import Graph, is_container
+
+Json = Any
 
 
 class SeenLease(NamedTuple):
@@ -20,6 +22,25 @@ class SeenLease(NamedTuple):
     holder: str
     expires_boot_ms: int
     note: str
+
+
+def may_be_refused(graph: Graph, decisions: Iterable[Mapping[str, Json]]) -> bool:
+    """Whether a run begins by these whose steps would be planned next, and which may yet be refused a lease: nothing of
+    it begins before its lease files are there."""
+    begun = (graph.run(decided["run"]) for decided in decisions if decided["verdict"] == "started")
+    return any(run is not None and run.leases and is_container(run.spec) for run in begun)
+
+
+def refused(graph: Graph, taken: Mapping[str, str]) -> dict[str, str]:
+    """Of the keys that others have `taken` (key -> who), those of runs that were granted just before a crash, and whose
+    lease files were never there: run -> key. What has begun goes on."""
+    found = {}
+    for run in graph.active.values():
+        begun = run.children if is_container(run.spec) else run.state != "granted"
+        key = next((key for key in run.leases if key in taken), "")
+        if key and not begun:
+            found[run.name] = key
+    return found
 
 
 def changes(graph: Graph, seen: Iterable[SeenLease], boot_ms: int) -> list[Draft]:

@@ -142,7 +142,7 @@ def _(put: Put) -> None:
 
 @without("a start makes the names durable that it has found")
 def _(put: Put) -> None:
-    put(recovery_module, "_keep_names", lambda disk, folder: None)
+    put(recovery_module, "_sync_names", lambda disk, folder: None)
 
 
 @without("claim an epoch before it is used")
@@ -404,7 +404,7 @@ def _(put: Put) -> None:
 
 @without("steps wait until the leases of their run are there")
 def _(put: Put) -> None:
-    put(Loop, "_may_be_refused", lambda self, decisions: False)
+    put(loop_module.foreign, "may_be_refused", lambda graph, decisions: False)
 
 
 @without("a late report is fenced")
@@ -488,7 +488,7 @@ def _(put: Put) -> None:
 
 @without("what has begun stands before what waits")
 def _(put: Put) -> None:
-    put(projector_module, "_with", lambda active, name, verdict, change: (*active, name))
+    put(projector_module, "_in_line", lambda active, name, verdict, change: (*active, name))
 
 
 @without("what is paused does not start")

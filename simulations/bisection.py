@@ -16,7 +16,7 @@ from ledger.record import Record
 from simulations.expression import Expression
 from state.graph import AnyNode, Graph
 from state.projector import apply
-from state.snapshot import milestones, restore, usable
+from state.snapshot import restore, seqs_between, usable
 from state.upcast import as_current
 
 Json = Any
@@ -76,7 +76,7 @@ def bisect_in_parts(
 ) -> Found:
     """As `bisect` of the expression `text`, by several processes at once: each walks from one snapshot to the next.
     `disk` goes to them; `told` hears how many parts are done."""
-    bounds = [after, *milestones(disk, projector, after=after, until=until), until]
+    bounds = [after, *seqs_between(disk, projector, after=after, until=until), until]
     if len(bounds) == 2 or processes < 2:
         return bisect(disk, projector, Expression(text), after=after, until=until)
     first = Expression(text).holds(restore(disk, projector, until=after).graph if after else Graph())

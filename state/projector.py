@@ -354,7 +354,7 @@ _STATES = {"started": "granted", "deferred": "waiting", "buffered": "waiting"}
 """Verdict -> the run's state, where it is not called the same."""
 
 
-def _with(active: tuple[str, ...], name: str, verdict: str, change: _Change) -> tuple[str, ...]:
+def _in_line(active: tuple[str, ...], name: str, verdict: str, change: _Change) -> tuple[str, ...]:
     """What has begun stands before what waits, whatever their order in the plan: who waits for its turn waits for the
     first."""
     if verdict != "started":
@@ -383,7 +383,7 @@ def _decided(change: _Change, decided: Any, record: Record) -> None:
     if "request" in decided:
         _answered(change, decided)
     if not run.parent and name not in job.active:
-        of_job["active"] = _with(job.active, name, verdict, change)
+        of_job["active"] = _in_line(job.active, name, verdict, change)
     change.put(job._replace(**of_job) if of_job else job)
     state = _STATES.get(verdict, verdict)
     not_before = decided.get("not_before")

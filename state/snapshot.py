@@ -207,7 +207,7 @@ def _spare(kept: list[Stored]) -> int:
     return min(range(len(kept) - 1, KEPT - 1, -1), key=lambda place: seqs[place - 1] - seqs[place + 1])
 
 
-def milestones(disk: Disk, projector: str, *, after: int = 0, until: int | None = None) -> list[int]:
+def seqs_between(disk: Disk, projector: str, *, after: int = 0, until: int | None = None) -> list[int]:
     """The records between these two of which there is a snapshot that this code can read, in order. `restore` says
     whether the ledger agrees."""
     kept = (other for other in stored_in(disk) if after < other.seq and (until is None or other.seq < until))

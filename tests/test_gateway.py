@@ -358,7 +358,8 @@ def test_a_reader_that_stops_reading_holds_up_nobody(gateway: Gateway, client: h
         peer.sendall(head(body) + body)
         gateway.until(gateway.running, "the request never ran")
         for _ in range(3):
-            client.post("/v1/completions", json=LONG | {"max_tokens": 3}).raise_for_status()
+            answer = client.post("/v1/completions", json=LONG | {"max_tokens": 3}).raise_for_status().json()
+            assert answer["usage"]["completion_tokens"] == 3
     gateway.until(lambda: gateway.running() == 0, "the engine goes on for nobody")
 
 

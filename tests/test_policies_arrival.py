@@ -436,4 +436,6 @@ def test_a_shell_in_a_step_gets_no_file_name_either() -> None:
 
 
 def test_other_braces_that_begin_with_file_are_left_alone() -> None:
-    parse_job({"name": "a", "kind": "command", "schedule": "manual", "argv": ["x", "{{ files }}", "{{ file }}"]})
+    argv = ["x", "{{ files }}", "{{ file }}"]
+    job = parse_job({"name": "a", "kind": "command", "schedule": "manual", "argv": argv})
+    assert job.canonical()["argv"] == argv

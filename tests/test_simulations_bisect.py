@@ -131,7 +131,7 @@ def in_a_folder(life: Life, folder: Path) -> OsDisk:
 @pytest.mark.parametrize("text", ["runs.succeeded < 20", "jobs.failing == 0", 'jobs["job0"].revision != 9'])
 def test_in_parts_between_snapshots_the_same_is_found(life: Life, text: str, tmp_path: Path) -> None:
     disk, count = in_a_folder(life, tmp_path), len(life.records())
-    assert snapshot.milestones(disk, "sim") == [count * part // 5 for part in range(1, 5)]
+    assert snapshot.seqs_between(disk, "sim") == [count * part // 5 for part in range(1, 5)]
     rotten = tmp_path / snapshot.stored_in(disk)[1].path
     rotten.write_bytes(rotten.read_bytes()[:-2] + b"}]")  # It is passed over, and what lies before it is folded.
     told: list[tuple[int, int]] = []

@@ -127,7 +127,7 @@ def test_older_ones_are_spread_over_the_past_and_those_of_other_code_go() -> Non
         assert len(kept) <= snapshot.KEPT + milestones
         assert max(late - early for late, early in pairwise([*kept, 0])) <= first + (head - first) // 2
     assert other not in kept
-    assert snapshot.milestones(story.disk, CODE, after=kept[-1], until=head) == kept[-2:0:-1]
+    assert snapshot.seqs_between(story.disk, CODE, after=kept[-1], until=head) == kept[-2:0:-1]
     assert snapshot.restore(story.disk, CODE, until=kept[3] + 1).snapshot_seq == kept[3]
 
 
