@@ -98,7 +98,7 @@ class Chain:
         self.seq, self.hash, self.batch, self.more = seq, digest, batch, more
         return record
 
-    def take_many(self, lines: Sequence[bytes], until: int = 0) -> list[Record]:
+    def take_many(self, lines: Sequence[bytes], until: int) -> list[Record]:
         """The records of as many of `lines`, from the first on, as follow each other, up to seq `until` (0: no bound):
         what `take` gives for each, at half its price. `take` says what is wrong with the line behind them."""
         if self._segment is not None:

@@ -281,7 +281,7 @@ class Ledger:
             file.close()
             data = self._disk.read(path)
             if len(data) != size or sha256(data).hexdigest() != digest:
-                raise OSError(errno.EIO, "the file does not hold what was written to it", path)
+                raise OSError(errno.EIO, f"{path} does not hold what was written to it")
         except OSError as error:
             self._poisoned(error)
             return

@@ -134,7 +134,7 @@ def lines(disk: Disk, path: str, offset: int = 0) -> Iterator[tuple[int, bytes]]
             at += len(piece) + 1
 
 
-def stretches(disk: Disk, path: str, offset: int = 0, lines_max: int = 1 << 30) -> Iterator[tuple[int, list[bytes]]]:
+def stretches(disk: Disk, path: str, offset: int, lines_max: int = 1 << 30) -> Iterator[tuple[int, list[bytes]]]:
     """As `lines`, but up to `lines_max` of them at a time, with the offset of the first."""
     held: list[bytes] = []
     for chunk in _chunks(disk, path, offset):

@@ -120,31 +120,29 @@ def _walk(records: Iterable[Record], graph: Graph, expression: Expression, first
     told = counted()
     if expression.jobs:
         told = only(told, expression.jobs, graph)
-    members = {
-        text: {node.id for node in _countable(graph) if is_one(node)} for text, is_one in expression.counted.items()
-    }
-    reads = [(text, read) for text, read in expression.names.items() if text not in members]
+    counted_on = [
+        (text, is_one, {n.id for n in _countable(graph) if is_one(n)}) for text, is_one in expression.counted.items()
+    ]
+    reads = {text: read for text, read in expression.names.items() if text not in expression.counted}
     before = {text: read(graph) for text, read in expression.names.items()}
     for record in told:
         patch = apply(graph, record)
         graph.merge(patch, record.seq)
-        if not expression.concerns(patch.put, patch.drop):
-            continue
-        values = {text: read(graph) for text, read in reads}
-        for text, found in members.items():  # Counted on, since there may be very many of them.
-            is_one = expression.counted[text]
+        values = None
+        if reads and expression.concerns(patch.put, patch.drop):
+            values = before | {text: read(graph) for text, read in reads.items()}
+        for text, is_one, found in counted_on:  # There may be very many: who joins and who leaves is looked at.
             for node in patch.put:
-                (found.add if is_one(node) else found.discard)(node.id)
+                if is_one(node) != (node[0] in found):
+                    found ^= {node[0]}
             found.difference_update(patch.drop)
-            values[text] = len(found)
-        if values != before and (holds := expression.holds_for(values)) != first:
-            return Found(
-                Change(record, holds, _as_written(expression, before), _as_written(expression, values)),
-                first,
-                start,
-                count,
-            )
-        before = values
+            if len(found) != before[text]:
+                values = (values or before) | {text: len(found)}
+        if values is not None and values != before:
+            if (holds := expression.holds_for(values)) != first:
+                change = Change(record, holds, _as_written(expression, before), _as_written(expression, values))
+                return Found(change, first, start, count)
+            before = values
     return Found(None, first, start, count)
 
 

@@ -70,6 +70,8 @@ def test_a_subject_that_goes_on_keeps_its_version_when_its_older_records_leave_t
 def test_without_the_wish_the_same_id_is_written_again() -> None:
     ledger = opened(SimDisk(1))
     assert [ledger.append([fact(1)], at())[0].seq for _ in range(2)] == [2, 3]
+    assert ledger.append([fact(1)], at(), once=True)[0].seq == 2
+    assert ledger.append([fact(1)], at())[0].seq == 4
 
 
 def test_an_append_is_refused_if_its_subject_has_moved_on_and_nothing_is_written() -> None:

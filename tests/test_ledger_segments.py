@@ -171,6 +171,50 @@ def test_an_error_while_rotating_fails_nobody_who_was_answered_and_poisons_what_
             assert verify(disk).ok, (point, verify(disk).damages)
 
 
+def test_after_a_segment_found_no_room_the_next_is_begun_a_whole_segment_later() -> None:
+    disk = SimDisk(1)
+    bounds = Bounds(segment_bytes=900, reserve_bytes=0)
+    ledger = opened(disk, bounds=bounds)
+    while not any(entry.startswith("create ledger/.0000000002") for entry in disk.trace):
+        disk.heal()
+        disk.fail(disk.operations + 3, errno.ENOSPC)
+        ledger.append([fact(1)], at())
+    disk.heal()
+    full_at = disk.size(last_segment(disk))
+    sizes = []
+    while len(segment_paths(disk)) == 1:
+        sizes.append(disk.size(last_segment(disk)))
+        ledger.append([fact(2)], at())
+    assert sizes[-1] < full_at + bounds.segment_bytes <= disk.size(segment_paths(disk)[0])
+
+
+def test_a_segment_of_just_its_bound_is_followed_by_the_next() -> None:
+    disk = SimDisk(1)
+    opened(disk).append([fact(0)], at())
+    whole = disk.size(last_segment(disk))
+    for bound, segments in ((whole + 1, 1), (whole, 2)):
+        disk = SimDisk(1)
+        opened(disk, bounds=Bounds(segment_bytes=bound)).append([fact(0)], at())
+        assert len(segment_paths(disk)) == segments
+
+
+def test_a_segment_of_one_byte_is_the_smallest() -> None:
+    assert Bounds(segment_bytes=1, reserve_bytes=0)
+    for wrong in ({"segment_bytes": 0}, {"reserve_bytes": -1}):
+        with pytest.raises(ValueError, match="a segment needs at least 1 byte"):
+            Bounds(**wrong)
+
+
+def test_a_power_cut_while_rotating_is_said_by_what_refuses_after_it() -> None:
+    disk = SimDisk(1)
+    ledger = opened(disk, bounds=Bounds(segment_bytes=1, reserve_bytes=0))
+    disk.cut_power(disk.operations + 3)
+    with pytest.raises(PowerCut):
+        ledger.append([fact(0)], at())
+    with pytest.raises(Poisoned, match=r"behind seq 2: PowerCut\("):
+        ledger.append([fact(1)], at())
+
+
 def test_when_the_next_segment_may_be_there_nothing_more_is_written_to_this_one() -> None:
     disk = SimDisk(1)
     ledger = opened(disk, bounds=Bounds(segment_bytes=900, reserve_bytes=0))
@@ -181,7 +225,7 @@ def test_when_the_next_segment_may_be_there_nothing_more_is_written_to_this_one(
         disk.fail(disk.operations + 7, errno.ENOSPC)
         acknowledged += ledger.append([fact(1)], at())
     assert disk.trace[-1].startswith("sync_folder")
-    with pytest.raises(Poisoned):
+    with pytest.raises(Poisoned, match=rf"OSError\({errno.ENOSPC}, "):
         ledger.append([fact(2)], at())
     disk.heal()
     disk.kill()
@@ -198,7 +242,7 @@ def test_a_file_that_does_not_hold_what_was_written_is_not_sealed() -> None:
     disk._file(path).cache[-60] ^= 1
     while len(segment_paths(disk)) == 1:
         ledger.append([fact(1)], at())
-    with pytest.raises(Poisoned, match="does not hold what was written"):
+    with pytest.raises(Poisoned, match=rf"OSError\({errno.EIO}, '{path} does not hold what was written to it'\)"):
         ledger.append([fact(2)], at())
     assert not disk.exists(path.replace(".jsonl", ".seal"))
     with pytest.raises(Corrupt):

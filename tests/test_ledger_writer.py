@@ -62,7 +62,16 @@ def test_one_commit_is_one_write_and_one_sync() -> None:
     ledger.append([fact(i) for i in range(100)], at())
     assert [entry.split()[0] for entry in list(disk.trace)[operations:]] == ["reserve", "write", "sync"]
     assert ledger.commits == commits + 1
+    assert ledger.bytes_written == disk.size(last_segment(disk))
     assert ledger.bytes_written - written == len(b"".join(disk.read(last_segment(disk)).splitlines(True)[1:]))
+
+
+def test_append_does_not_mix_with_a_batch_being_staged() -> None:
+    ledger = opened(SimDisk(1))
+    ledger.stage(fact(0), at())
+    with pytest.raises(ValueError, match="^append within a batch being staged; stage the drafts instead$"):
+        ledger.append([fact(1)], at())
+    assert ledger.commit().seq == 2
 
 
 def test_a_refused_draft_leaves_nothing_of_its_batch() -> None:
@@ -88,8 +97,19 @@ def test_a_write_that_takes_nothing_does_not_go_on_for_ever(monkeypatch: pytest.
     ledger = opened(SimDisk(1))
     assert ledger._file is not None
     monkeypatch.setattr(ledger._file, "write", lambda data: 0)
-    with pytest.raises(Poisoned, match="took nothing"):
+    with pytest.raises(Poisoned, match=r"OSError\(5, 'the write took nothing'\)"):
         ledger.append([fact(0)], at())
+
+
+def test_a_write_that_takes_one_byte_at_a_time_comes_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = SimDisk(1)
+    ledger = opened(disk)
+    assert ledger._file is not None
+    write = ledger._file.write
+    monkeypatch.setattr(ledger._file, "write", lambda data: write(data[:1]))
+    ledger.append([fact(0), fact(1)], at())
+    assert numbers(disk) == [0, 1]
+    assert verify(disk).ok
 
 
 def test_a_full_disk_drops_the_batch_keeps_the_rest_and_goes_on_when_there_is_room() -> None:
@@ -101,8 +121,13 @@ def test_a_full_disk_drops_the_batch_keeps_the_rest_and_goes_on_when_there_is_ro
     before = disk.read(last_segment(disk))
     disk.capacity_bytes = disk.used_bytes() + 100
     for _ in range(3):
-        with pytest.raises(Full, match="free some space"):
+        with pytest.raises(Full) as full:
             ledger.append([fact(1), fact(2)], at())
+        said = str(full.value)
+        assert said.startswith(f"no room on the disk for {last_segment(disk)}: [Errno {errno.ENOSPC}]")
+        assert said.endswith(
+            "; the last batch was not recorded, what was durable is untouched; free some space and try again"
+        )
         assert disk.read(last_segment(disk)) == before
         assert tail.poll() == []
     assert numbers(disk) == [0]
@@ -205,6 +230,16 @@ def test_a_full_disk_does_not_keep_the_ledger_from_closing() -> None:
         ledger.note_head()
     ledger.close()
     disk.capacity_bytes = None
+    assert opened(disk).recovery.head.seq == 2
+
+
+@pytest.mark.parametrize(("operation", "number"), [(1, errno.EIO), (2, errno.ENOSPC)])
+def test_what_closing_cannot_give_back_or_note_keeps_nobody_out(operation: int, number: int) -> None:
+    disk = SimDisk(1)
+    ledger = opened(disk)
+    ledger.append([fact(0)], at())
+    disk.fail(disk.operations + operation, number)  # the truncation, or the note of the head
+    ledger.close()
     assert opened(disk).recovery.head.seq == 2
 
 

@@ -8,11 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from types import TracebackType
 from typing import Any
 
@@ -86,10 +86,10 @@ class DaemonProcess:
         """It notices nothing any more."""
         self._process.send_signal(signal.SIGSTOP)
 
-    def start_many(self, jobs: list[dict[str, Json]], count: int) -> None:
-        """Ask for so many runs of these jobs in turn, over several connections at once; returns when the last one is
-        answered, which is when it is durable."""
-        requests = (new_request("start", {"job": job["name"]}).line() for job in cycle(jobs))
+    def start_many(self, starts: Sequence[bytes]) -> None:
+        """Ask for what `starts_of` made, over several connections at once; returns when the last one is answered,
+        which is when it is durable."""
+        requests, count = iter(starts), len(starts)
         selector = selectors.DefaultSelector()
         asked = answered = 0
         for _ in range(min(_CONNECTIONS, count)):
@@ -138,11 +138,18 @@ class DaemonProcess:
         return resident, None
 
 
+def starts_of(jobs: list[dict[str, Json]], count: int) -> list[bytes]:
+    """Requests for so many runs of these jobs in turn. Each can be made once."""
+    return [new_request("start", {"job": job["name"]}).line() for job in islice(cycle(jobs), count)]
+
+
 class Watched:
     """The ledger of a home, followed while its daemon writes it."""
 
-    def __init__(self, home: Path, after: int = 0) -> None:
-        self._tail = Tail(OsDisk(home), after=after)
+    def __init__(self, home: Path) -> None:
+        self._tail = Tail(OsDisk(home))
+        self._folder = home / "ledger"
+        self._counted = "", 0
 
     def until(self, type_: str, within_s: float = 30) -> list[Record]:
         """The records up to the next poll that has one of this type."""
@@ -158,19 +165,36 @@ class Watched:
 
     def until_finished(self, count: int, within_s: float = 120) -> list[Record]:
         """The records up to the one with which so many runs have ended."""
-        found: list[Record] = []
-        give_up_s = monotonic() + within_s
-        ended = 0
-        while ended < count:
+        self.wait(count, within_s)
+        return self.records()
+
+    def wait(self, count: int, within_s: float = 120) -> None:
+        """Return once so many more runs have ended. They are only counted: to read and prove every record meanwhile
+        would take processor time from what is measured."""
+        ended, give_up_s = 0, monotonic() + within_s
+        while (ended := ended + self._ends()) < count:
             if monotonic() > give_up_s:
                 raise Stuck(f"only {ended} of {count} runs ended within {within_s:g} s")
+            sleep(0.005)
+
+    def records(self) -> list[Record]:
+        """Those that came since they were last asked for."""
+        while True:
             with suppress(Corrupt):
-                new = self._tail.poll()
-            ended += sum(record.type == "run.finished" for record in new)
-            found += new
-            if not new:
-                selectors.DefaultSelector().select(0.01)
-        return found
+                return self._tail.poll()
+
+    def _ends(self) -> int:
+        """How many runs have ended since the last call, by the bare bytes of whole lines."""
+        ends, (last, begin) = 0, self._counted
+        for name in sorted(name for name in os.listdir(self._folder) if name.endswith(".jsonl") and name >= last):
+            if name != last or (self._folder / name).stat().st_size != begin:
+                with open(self._folder / name, "rb") as file:
+                    begin = file.seek(begin if name == last else 0)
+                    lines = file.read()
+                end = lines.rfind(b"\n") + 1
+                ends += lines.count(b'"type":"run.finished"', 0, end)
+                self._counted = name, begin + end
+        return ends
 
 
 def spawned_at_once(argv: list[str], count: int, concurrency: int) -> Iterator[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from simulations.bench.daemon import DaemonProcess, Watched, make_home
+from simulations.bench.daemon import DaemonProcess, Watched, make_home, starts_of
 from simulations.bench.figure import Figure
 from simulations.bench.past import job_of
 from simulations.bench.place import Bench
@@ -32,9 +32,10 @@ def measure(bench: Bench) -> list[Figure]:
         watched = Watched(home)
         for turn in range(-1, bench.rounds):  # The first one starts the workers.
             bench.tell(f"{count} python runs, round {turn + 1} of {bench.rounds}")
+            starts = starts_of(jobs, count)
             began_s = perf_counter()
-            daemon.start_many(jobs, count)
-            watched.until_finished(count)
+            daemon.start_many(starts)
+            watched.wait(count)
             if turn >= 0:
                 ours.append(count / (perf_counter() - began_s))
     name = "warm python runs"

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from ledger.record import Record
-from simulations.bench.daemon import DaemonProcess, Stuck, Watched, make_home
+from simulations.bench.daemon import DaemonProcess, Stuck, Watched, make_home, starts_of
 from simulations.bench.figure import Figure, Target, figure
 from simulations.bench.past import job_of
 from simulations.bench.place import Bench
@@ -73,7 +73,7 @@ def _case(bench: Bench, turn: int, number: int, case: Case) -> tuple[int, float,
     home = make_home(bench.folder / f"killed-{turn}-{number}", [job])
     watched = Watched(home)
     with DaemonProcess(home) as first:
-        first.start_many([job], 1)
+        first.start_many(starts_of([job], 1))
         begun = next(record for record in watched.until("run.started") if record.type == "run.started")
         command = psutil.Process(begun.data["pid"])
         keeper = command.parent()

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from ledger.record import Record
-from simulations.bench.daemon import DaemonProcess, Stuck, Watched, make_home, spawned_at_once
+from simulations.bench.daemon import DaemonProcess, Stuck, Watched, make_home, spawned_at_once, starts_of
 from simulations.bench.figure import Figure, Target, figure
 from simulations.bench.past import job_of
 from simulations.bench.place import Bench
@@ -64,10 +64,11 @@ def _runs(
     daemon: DaemonProcess, watched: Watched, jobs: list[dict[str, Json]], count: int
 ) -> tuple[float, list[Record]]:
     """Runs per second from the first request to the last durable end; the records of it."""
+    starts = starts_of(jobs, count)
     began_s = perf_counter()
-    daemon.start_many(jobs, count)
-    records = watched.until_finished(count)
-    return count / (perf_counter() - began_s), records
+    daemon.start_many(starts)
+    watched.wait(count)
+    return count / (perf_counter() - began_s), watched.records()
 
 
 def _spawned(argv: list[str], count: int) -> tuple[float, float]:

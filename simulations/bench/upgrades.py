@@ -22,7 +22,7 @@ from policies.upgrade import saga
 from policies.upgrade.facts import Probe, unread, unseen
 from policies.upgrade.plan import plan_upgrade
 from policies.upgrade.policy import adopt
-from simulations.bench.daemon import DaemonProcess, Watched, make_home
+from simulations.bench.daemon import DaemonProcess, Watched, make_home, starts_of
 from simulations.bench.figure import Figure, Target, figure
 from simulations.bench.place import Bench
 from state.graph import Graph
@@ -49,7 +49,7 @@ def measure(bench: Bench) -> list[Figure]:
         for turn in range(-1, bench.rounds):  # The first one starts the workers.
             bench.tell(f"{count} repositories, round {turn + 1} of {bench.rounds}")
             began_s = perf_counter()
-            daemon.start_many([{"name": "upgrades"}], 1)
+            daemon.start_many(starts_of([{"name": "upgrades"}], 1))
             watched.until_finished(count + 2)  # A probe of each, the reading of the ledger, and the whole.
             middle_s = perf_counter()
             for path in paths:
