@@ -236,6 +236,12 @@ class Loop:
         ours = {key: (lease.holder, lease.token) for key, lease in self.graph.leases.items() if not lease.foreign}
         taken = self.doors.leases.sync(ours)
         self._published = {key: token for key, (_, token) in ours.items() if key not in taken}
+        if stops := foreign.deprived(self.graph, taken):
+            # Before anything is taken up: a step that has not begun is not to begin now.
+            for event in stops:
+                self._stage(event, now)
+            self.ledger.commit()
+            self._staged.clear()
         refused = foreign.refused(self.graph, taken)
         for run in list(self.graph.active.values()):
             if (key := refused.get(run.name)) is not None:
@@ -718,7 +724,11 @@ class Loop:
                 self._unstarted.append((run.name, run.attempt, str(error)))
                 return
             order = order_to_watch(self.around, run, str(error))
+        stopping = run.state == "stopping"
         try:
-            self.doors.spawner.resume(order, run.pid or None, run.process_started or None)
+            self.doors.spawner.resume(order, run.pid or None, run.process_started or None, begin=not stopping)
         except SpawnError as error:
             self._unstarted.append((run.name, run.attempt, without_secrets(order, str(error))))
+            return
+        if stopping and not run.pid:  # It may have begun unnoted. Then it reports a start, which brings no signal.
+            self.doors.spawner.stop(run.name, run.attempt, force=run.forced)

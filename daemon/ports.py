@@ -122,9 +122,10 @@ class Spawner(Protocol):
         """What is started within begins, all of it at once, by the end of it: a process is woken once and not for each
         attempt."""
 
-    def resume(self, order: Order, pid: int | None, started: int | None) -> None:
+    def resume(self, order: Order, pid: int | None, started: int | None, *, begin: bool = True) -> None:
         """After a restart: take up an attempt that an earlier daemon granted. What became of it follows by `collect`:
-        Began if it lives (or if it never began and is begun now), Ended if it is over."""
+        Began if it lives (or if it never began and is begun now), Ended if it is over, or if it never began and without
+        `begin` never will."""
 
     def stop(self, run: str, attempt: int, *, force: bool) -> None:
         """SIGTERM (force: SIGKILL) to the attempt's whole process tree. Its Ended follows by `collect`."""

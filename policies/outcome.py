@@ -67,6 +67,9 @@ def _kind(run: Run, code: int | None, signal_number: int | None, unstarted: str,
     """Class for `retry.on` ("" is never retried), outcome, reason."""
     if run.stopping_why == "timeout":
         return "timeout", "timed_out", f"was stopped after its timeout of {run.spec['timeout'] / 1000:g} s"
+    if run.stopping_why == "lease":
+        again = "" if run.parent else f"; `hermesd retry {run.name}` runs it again, once the lease is free"
+        return "", "failed", f"was stopped: {run.reason}{again}"
     if run.stopping_why:
         because = {"parent": "its agent's run was stopped", "overlap": "a later slot of its job took its place"}
         return "", "cancelled", f"was stopped: {because.get(run.stopping_why, 'a person asked for it')}"

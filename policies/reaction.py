@@ -29,19 +29,19 @@ def react(graph: Graph, now: Now, silent: frozenset[str] = frozenset()) -> list[
         parent = graph.run(run.parent) if run.parent else None
         if run.name in cancelled and run.state != "stopping":
             follows.append(_stop(run, "cancel", cancelled[run.name]))
-        elif parent is not None and parent.state == "stopping" and run.state != "stopping" and not _shielded(run):
+        elif parent is not None and parent.state == "stopping" and run.state != "stopping" and not shielded(run):
             follows.append(_stop(run, "parent", "hermesd"))
         elif not run.parent and run.state != "stopping" and (by := _replaced(graph, run)):
             follows.append(_stop(run, "overlap", "hermesd", force=by == TERMINATE_OTHER))
         elif run.name not in silent and overdue_ms(run) is not None and now.boot_ms >= overdue_ms(run):  # type: ignore[operator]
             why = "timeout" if run.state == "running" else run.stopping_why
-            follows.append(_stopping(run, why, "hermesd", force=run.state == "stopping"))
+            follows.append(stopping(run, why, "hermesd", force=run.state == "stopping"))
         elif is_container(run.spec):
             follows += _of_container(graph, run, now)
     return follows
 
 
-def _shielded(run: Run) -> bool:
+def shielded(run: Run) -> bool:
     """It is seen through, and the sooner it is over the better."""
     return bool(run.spec.get("shielded"))
 
@@ -86,14 +86,15 @@ def overdue_ms(run: Run) -> int | None:
     return None
 
 
-def _stopping(run: Run, why: str, actor: str, *, force: bool) -> Draft:
+def stopping(run: Run, why: str, actor: str, *, force: bool = False, **more: Json) -> Draft:
+    """`run.stopping`: the order to signal whatever process the run has."""
     data = {"run": run.name, "attempt": run.attempt, "why": why, "actor": actor, "force": force}
-    return draft("run.stopping", run.id, data)
+    return draft("run.stopping", run.id, data | more)
 
 
 def _stop(run: Run, why: str, actor: str, *, force: bool = False) -> Draft:
     if run.state in WITH_PROCESS:
-        return _stopping(run, why, actor, force=force)
+        return stopping(run, why, actor, force=force)
     # It waits, or waits for its next attempt: there is nothing to signal.
     because = {"parent": "its agent's run was stopped", "overlap": "a later slot of its job took its place"}
     return finished(run, "cancelled", f"was cancelled before it began: {because.get(why, f'{actor} asked for it')}")

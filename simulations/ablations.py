@@ -361,7 +361,7 @@ def _(put: Put) -> None:
 
 @without("a start gives lease files back")
 def _(put: Put) -> None:
-    put(host_module.SimLeases, "sync", lambda self, ours: None)
+    put(host_module.SimLeases, "sync", lambda self, ours: {})
 
 
 @without("look again at foreign leases")
@@ -400,6 +400,11 @@ def _(put: Put) -> None:
         return {}
 
     put(host_module.SimLeases, "sync", unasked)
+
+
+@without("a start stops what goes on by steps and whose lease another holds")
+def _(put: Put) -> None:
+    put(loop_module.foreign, "deprived", lambda graph, taken: [])
 
 
 @without("steps wait until the leases of their run are there")
@@ -776,6 +781,7 @@ CAUGHT_BY: dict[str, int] = {
     "a lease is free when its run is over": 0,
     "fencing tokens only rise": 0,
     "a start begins nothing whose lease another holds": 641,
+    "a start stops what goes on by steps and whose lease another holds": 1847,
     "steps wait until the leases of their run are there": 43174,
     "a late report is fenced": 13,
     "no more runs than places": 5,

@@ -126,6 +126,13 @@ def watch(world: World) -> None:
                 raise world.violation("a lease is held by one process at a time", (key, keys[key], run.name))
             if key not in world.host.lease_files and "derived" not in world.drawn:
                 raise world.violation("a process runs only while its lease files are there", (run.name, key))
+        # What sees through the change of a repository looks at the lease itself before it changes anything.
+        goes_on = run.state != "stopping" and not run.spec.get("shielded")
+        above = graph.run(run.parent) if run.parent and goes_on else None
+        for key in above.leases if above is not None else ():
+            other = world.host.foreign.get(key)
+            if other is not None and other.expires_boot_ms > world.clock.boot_ns // 1_000_000:
+                raise world.violation("no step goes on once another holds a lease of its run", (run.name, key))
         if not run.parent and run.trigger != "backfill":
             live.setdefault(run.job, []).append(run.name)
     for job, runs in live.items():

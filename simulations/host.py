@@ -218,9 +218,14 @@ class SimSpawner:
     def recorded(self, run: str, attempt: int) -> None:
         """Its processes leave no files."""
 
-    def resume(self, order: Order, pid: int | None, started: int | None) -> None:
-        del pid, started
-        self.start(order)
+    def resume(self, order: Order, pid: int | None, started: int | None, *, begin: bool = True) -> None:
+        key = (order.run, order.attempt)
+        if begin or pid or key in self._host.processes:
+            self.start(order)
+            return
+        over = Ended(*key, None, 15, note="stopped before it began")
+        self._host.processes[key] = Process(key, "", 0, 0, 0, 0, False, (), ended=over)
+        self._mine[key] = True
 
     def stop(self, run: str, attempt: int, *, force: bool) -> None:
         process = self._host.processes.get((run, attempt))

@@ -212,9 +212,11 @@ class RunStopping(TypedDict):
 
     run: str
     attempt: int
-    why: Literal["timeout", "cancel", "parent", "overlap"]
+    why: Literal["timeout", "cancel", "parent", "overlap", "lease"]
     actor: str
     force: bool
+    key: NotRequired[str]  # with why "lease": the one that another took while no daemon ran
+    holder: NotRequired[str]  # and who has it
 
 
 class Output(TypedDict):

@@ -481,12 +481,16 @@ def _run_started(change: _Change, data: Any) -> None:
 
 def _run_stopping(change: _Change, data: Any) -> None:
     run, boot_ms = change.run(data["run"]), change.record.mt // 1_000_000
+    reason = run.reason
+    if "key" in data:
+        reason = f"lease {data['key']} was taken by {data['holder']} while no daemon ran"
     change.put(
         run._replace(
             state="stopping",
             stopping_boot_ms=boot_ms,
             stopping_why=run.stopping_why or data["why"],
             forced=data["force"],
+            reason=reason,
         )
     )
 

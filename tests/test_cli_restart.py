@@ -13,6 +13,14 @@ JOBS = """\
 - {name: later, kind: command, argv: [echo], schedule: "0 4 1 1 *"}
 """
 
+AGENT = """\
+name: tidy
+kind: agent
+schedule: manual
+leases: [repo:core]
+steps: [{name: read, kind: command, argv: [sleep, '60']}, {name: write, kind: command, argv: [echo], after: [read]}]
+"""
+
 
 def test_ctrl_c_leaves_the_runs_alone_and_the_next_daemon_takes_up_what_was_left(tmp_path: Path) -> None:
     home = make_home(tmp_path / "home", jobs=JOBS)
@@ -37,6 +45,26 @@ def test_ctrl_c_leaves_the_runs_alone_and_the_next_daemon_takes_up_what_was_left
         stopped = answer("stop", "--home", home)
         assert stopped["going_on"] == []
     assert not list((home / "inbox").glob("*.json"))
+
+
+def test_an_agent_whose_lease_was_taken_while_no_daemon_lived_is_stopped_and_says_why(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "home", jobs=AGENT)
+    with Foreground(home) as killed:
+        run = answer("start", "tidy", "--home", home)["run"]
+        while [step["state"] for step in answer("runs", "show", run, "--home", home)["steps"]] != ["running"]:
+            pass
+        killed.kill()
+    assert "is held by" in hermesd("lease", "acquire", "repo:core", "--home", home, code=75).stderr
+    hermesd("lease", "release", "repo:core", "--force", "--home", home)
+    hermesd("lease", "acquire", "repo:core", "--home", home)
+    (holder,) = (lease["holder"] for lease in answer("lease", "list", "--home", home))
+    with Foreground(home):
+        hermesd("runs", "logs", run, "-f", "--home", home)
+        told = answer("runs", "show", run, "--home", home)
+    assert (told["state"], [step["state"] for step in told["steps"]]) == ("failed", ["cancelled"])
+    assert told["reason"].startswith(f"was stopped: lease repo:core was taken by {holder} while no daemon ran; ")
+    said = hermesd("events", "--type", "run.stopping", "--subject", f"run/{run}", "--home", home).stdout
+    assert f"lease, repo:core was taken by {holder}" in said
 
 
 def test_a_killed_daemon_is_not_taken_for_a_living_one_and_its_socket_is_no_hindrance(tmp_path: Path) -> None:

@@ -78,10 +78,10 @@ def opening(name: str, value: Json) -> Edit:
 
 FORGED = {
     "begins with no segment.open": (field(0, "type", "run.finished"), 0, "must begin with"),
-    "names another segment": (opening("segment", 7), 0, "not that of the segment in it"),
+    "names another segment": (opening("segment", 7), 0, "the file's name is not that of the segment in it"),
     "another format": (opening("format", 3), 0, "format 3"),
     "another ledger": (opening("ledger", "f" * 32), 0, "belongs to ledger"),
-    "opens in a larger batch": (field(0, "n", 1), 0, "a batch of its own"),
+    "opens in a larger batch": (field(0, "n", 1), 0, "a segment's first record must be a batch of its own"),
     "a seq is left out": (field(1, "seq", 99), 1, "must come next"),
     "another epoch": (field(1, "ep", 99), 1, "the segment is of epoch"),
     "the start of a batch is left out": (field(1, "n", 2), 1, "a batch must begin"),
@@ -98,7 +98,7 @@ def test_a_record_that_vouches_for_itself_and_does_not_belong_is_found_by_all(na
     path = last_segment(disk)
     rewrite(disk, path, edit)
     offset = sum(len(line) for line in disk.read(path).splitlines(keepends=True)[:number])
-    with pytest.raises(Corrupt, match=why) as refused:
+    with pytest.raises(Corrupt, match=rf"(?<!\w){why}(?!\w)") as refused:
         survey(disk, "ledger")
     with pytest.raises(Corrupt) as shown:
         list(read(disk))
@@ -346,7 +346,7 @@ def test_a_chain_takes_no_segment_that_cannot_come_next() -> None:
     assert adopted.take(lines[0]).seq == 1
     elsewhere = Chain()
     elsewhere.adopt(lines[0], Segment(9, 1, 1))
-    with pytest.raises(Unsound, match="not that of the segment in it"):
+    with pytest.raises(Unsound, match="^the file's name is not that of the segment in it$"):
         elsewhere.take(lines[0])
 
 

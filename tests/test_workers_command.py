@@ -463,6 +463,31 @@ def test_a_granted_run_that_never_began_begins_on_resume(tmp_path: Path, loop: L
     assert loop.ended(order)[0].code == 3
 
 
+def test_a_granted_run_that_is_being_stopped_never_begins(tmp_path: Path, loop: Loop) -> None:
+    order = shell(tmp_path, "unwanted", f"echo x >>{tmp_path}/begun")
+    loop.spawner.resume(order, None, None, begin=False)
+    assert loop.ended(order) == [Ended("unwanted", 1, None, signal.SIGTERM, note="stopped before it began")]
+    loop.spawner.start(order)  # As an earlier daemon's keeper might that has the order still.
+    assert loop.ended(order)[-1].note == "stopped before it began"
+    assert not (tmp_path / "begun").exists()
+
+
+def test_a_run_that_is_being_stopped_and_had_begun_unnoted_is_taken_up(tmp_path: Path, loop: Loop) -> None:
+    script = stubborn(tmp_path)
+    daemon = another_daemon(tmp_path, f"""
+loop.spawner.start(shell(home, "unnoted", "{script}; exit")); print(flush=True); loop.turn(60)
+""")  # fmt: skip
+    line_from(daemon)
+    loop.until(lambda: len(pids_of(tmp_path)) == 1)
+    kill_9(daemon)
+    order = shell(tmp_path, "unnoted", "")
+    loop.spawner.resume(order, None, None, begin=False)
+    loop.spawner.stop("unnoted", 1, force=True)
+    loop.began(order)
+    assert loop.ended(order)[0].signal == signal.SIGKILL
+    assert not any(map(lives, pids_of(tmp_path)))
+
+
 def test_another_process_with_the_same_pid_is_not_taken_for_ours(tmp_path: Path, loop: Loop) -> None:
     with subprocess.Popen(["sleep", "60"]) as stranger:
         order = command(tmp_path, "reused", "true")

@@ -194,7 +194,10 @@ _SUMMARIES: dict[str, Callable[[Json], str]] = {
     "plan.decided": _plan,
     "run.started": lambda data: f"attempt {data['attempt']}, pid {data['pid']}, token {data['token']}",
     "run.adopted": lambda data: f"attempt {data['attempt']}, pid {data['pid']}, token {data['token']}",
-    "run.stopping": lambda data: f"attempt {data['attempt']}: {data['why']}{', by force' if data['force'] else ''}",
+    "run.stopping": lambda data: (
+        f"attempt {data['attempt']}: {data['why']}{', by force' if data['force'] else ''}"
+        + (f", {data['key']} was taken by {data['holder']}" if "key" in data else "")
+    ),
     "run.finished": _finished,
     "run.fenced": lambda data: f"attempt {data['attempt']} reported late; {data['latest_attempt']} is the latest",
     "start.requested": lambda data: f"{data['run']} by {data['actor']} {data['reason']}",

@@ -22,6 +22,7 @@ from daemon.workers.warm import Bounds, Pool, WorkerView, output_of
 _REAP_EVERY_MS = 10_000
 _LOOK_EVERY_MS = 1_000
 _ASK_EVERY_MS = 20
+_NEVER = "stopped before it began"
 
 
 @dataclass(slots=True, eq=False)
@@ -111,9 +112,17 @@ class PosixSpawner:
         """Have ready what starts commands, so that the first one of attempts in folder `runs` is not late."""
         self._keeping.prepare(f"{runs}/run/1")
 
-    def resume(self, order: Order, pid: int | None, started: int | None) -> None:
+    def resume(self, order: Order, pid: int | None, started: int | None, *, begin: bool = True) -> None:
         if self._knows((order.run, order.attempt)):
             return
+        if not begin and not pid:
+            try:
+                make_folder(order.folder)
+                if claim_never(order.folder):
+                    write_status(order.folder, Status(None, signal.SIGTERM))
+            except OSError:  # Without room for a claim nobody else begins it.
+                self._reports.append(Ended(order.run, order.attempt, None, signal.SIGTERM, note=_NEVER))
+                return
         if read_claim(order.folder) is not None:  # It knows better who performs the attempt.
             self._adopt(order)
             return
@@ -256,7 +265,7 @@ class PosixSpawner:
             notes.append(note)
         claim = read_claim(order.folder)
         if claim is not None and claim.never:
-            notes.append("stopped before it began")
+            notes.append(_NEVER)
 
         def done(killed: int) -> None:
             del self._adopted[adopted.key]
