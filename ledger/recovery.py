@@ -131,10 +131,10 @@ def survey(disk: Disk, folder: str, *, trusted_seq: int = 0, to_be_recorded: fro
         if record.type in KEEPING:
             recorded |= {cut["quarantine"] for cut in record.data["cuts"] + record.data["found"]}
     assert walk.place is not None
-    for mark in marks.values():
+    for file, mark in marks.items():
         if mark.ledger_id != walk.ledger_id:
-            reason = f"HEAD or EPOCH belongs to ledger {mark.ledger_id}, the segments to {walk.ledger_id}"
-            raise Corrupt(folder, 0, reason, first_good=1, last_good=walk.place.head.seq)
+            reason = f"it belongs to ledger {mark.ledger_id}, the segments to {walk.ledger_id}"
+            raise Corrupt(f"{folder}/{file}", 0, reason, first_good=1, last_good=walk.place.head.seq)
     for segment, offset in walk.strays:
         cuts.append(_cut(disk, folder, segment.name, offset, "written by a superseded epoch after its successor began"))
     last, head = walk.place.segment, walk.place.head

@@ -255,16 +255,19 @@ def test_a_watermark_that_contradicts_the_segments_is_refused_and_named() -> Non
     whole = three_epochs()
     epochs = segments_in(whole.list("ledger"))
     for file, change, why in (
-        ("EPOCH", {"epoch": 1}, "there is a segment of epoch 3"),
-        ("EPOCH", {"ledger": "f" * 32}, "belongs to ledger"),
-        ("HEAD", {"ledger": "f" * 32}, "belongs to ledger"),
+        ("EPOCH", {"epoch": 1}, "it says epoch 1; there is a segment of epoch 3"),
+        ("EPOCH", {"ledger": "f" * 32}, "it belongs to ledger f+, the segments to [0-9a-e]"),
+        ("HEAD", {"ledger": "f" * 32}, "it belongs to ledger f+, the segments to [0-9a-e]"),
         ("HEAD", {"seq": 2, "hash": "0" * 22}, "another record as seq 2"),
         ("HEAD", {"seq": epochs[-1].first_seq, "hash": "0" * 22}, "another record as seq"),
     ):
         disk = copy_of(whole)
         disk.corrupt(f"ledger/{file}", changed(disk.read(f"ledger/{file}"), **change))
-        with pytest.raises(Corrupt, match=why):
+        with pytest.raises(Corrupt, match=why) as refused:
             survey(disk, "ledger")
+        if "it " in why:
+            assert (refused.value.file, refused.value.offset) == (f"ledger/{file}", 0)
+        assert ("move this file away" in refused.value.advice) == ("epoch" in why)
         assert [damage.file for damage in verify(disk).damages] == [f"ledger/{file}"]
         assert alone(disk.files()) == (1, [(file, 0)])
 

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from ledger_home import WRITER, at, copy_of, fact, grown, last_segment, opened
 
 from ledger import watermark
+from ledger.chain import Head
 from ledger.errors import Corrupt, Poisoned
 from ledger.ledger import Ledger
-from ledger.reader import Tail, read
-from ledger.record import Draft, Record, decode
-from ledger.recovery import survey
+from ledger.reader import Tail, read, repairs
+from ledger.record import GENESIS, Draft, Record, decode
+from ledger.recovery import Recovery, survey
 from ledger.segment import RECOVERED
 from ledger.verify import verify
 from simulations.disk import PowerCut, SimDisk
@@ -202,8 +203,34 @@ def test_a_missing_segment_is_corruption() -> None:
     empty = copy_of(whole)
     for name in [name for name in whole.list("ledger") if name[0] in "0M"]:
         empty.remove(f"ledger/{name}")
-    with pytest.raises(Corrupt, match="no segment is there"):
+    with pytest.raises(Corrupt) as caught:
         opened(empty)
+    head = 6  # three records of the facts and three that open segments
+    reason = f"no segment is there, but the records up to seq {head} had been durable"
+    assert (caught.value.file, caught.value.offset, caught.value.reason) == ("ledger", 0, reason)
+    assert caught.value.advice == repairs("ledger", 0)
+    # Whichever note proves more: here HEAD, and an EPOCH that was claimed before anything was written.
+    name = Ledger.open(copy_of(whole), WRITER, at()).ledger_id
+    claimed = watermark.encode(watermark.EPOCH, watermark.Watermark(name, 9, 0, GENESIS))
+    empty.corrupt("ledger/EPOCH", claimed)
+    with pytest.raises(Corrupt, match=reason):
+        survey(empty, "ledger")
+
+
+def test_where_an_epoch_was_claimed_and_no_segment_begun_the_ledger_keeps_its_name() -> None:
+    disk = SimDisk(1)
+    disk.make_folder("ledger")
+    assert survey(disk, "ledger") == Recovery("", 0, 0, (), Head(0, GENESIS), 0, (), (), (), {}, None)
+    disk.cut_power_at(r"create ledger/\.0000000001", after=False)
+    with pytest.raises(PowerCut):
+        opened(disk)
+    disk.crash()
+    disk.corrupt("ledger/.HEAD.new", b"half a note")
+    found = survey(disk, "ledger")
+    assert (found.epoch, found.records, found.watermark_seq, found.stale) == (1, 0, 0, ("ledger/.HEAD.new",))
+    ledger = opened(disk, 5)
+    assert (ledger.ledger_id, ledger.epoch) == (found.ledger_id, 2)
+    assert not disk.exists("ledger/.HEAD.new")
 
 
 def test_the_head_of_another_ledger_is_refused() -> None:
@@ -289,7 +316,7 @@ def test_what_a_superseded_writer_added_is_quarantined_and_never_shown() -> None
     last = opened(disk)
     (cut,) = last.recovery.cuts
     assert (f"ledger/{cut.file}", cut.bytes) == (first, len(line))
-    assert "superseded" in cut.reason
+    assert cut.reason == "written by a superseded epoch after its successor began"
     last.close()
     assert list(read(disk))[: len(shown)] == shown
     assert shown[: len(before)] == before

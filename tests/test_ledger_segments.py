@@ -91,6 +91,18 @@ def test_a_segment_that_has_grown_to_its_bound_is_sealed_and_the_next_begins() -
     assert verify(disk).records == len(given)
 
 
+def test_archives_without_seals_are_read_and_sealed_again() -> None:
+    disk = SimDisk(1)
+    before = rotated(disk)
+    archive(disk, keep=0)
+    for name in disk.list("ledger"):
+        if name.endswith(".seal") or name == MANIFEST:
+            disk.remove(f"ledger/{name}")
+    opened(disk).close()
+    assert list(read(disk))[: len(before)] == before
+    assert verify(disk).ok
+
+
 def test_a_home_without_seals_opens_and_is_sealed_by_the_first_start() -> None:
     disk = SimDisk(1)
     before = rotated(disk)
@@ -171,6 +183,19 @@ def test_an_error_while_rotating_fails_nobody_who_was_answered_and_poisons_what_
             assert verify(disk).ok, (point, verify(disk).damages)
 
 
+def test_a_sealed_segment_of_one_record_is_hashed_by_a_start_as_others_are() -> None:
+    disk = SimDisk(1)
+    opened(disk, bounds=Bounds(segment_bytes=1)).close()  # its first record fills a segment
+    opened(disk, 1).close()
+    first = segment_paths(disk)[0]
+    assert disk.read(first).count(b"\n") == 1
+    disk.corrupt(first, disk.read(first).replace(b"box", b"bax"))
+    for start in (lambda: survey(disk, "ledger"), lambda: opened(disk, 2)):
+        with pytest.raises(Corrupt) as refused:
+            start()
+        assert refused.value.file == first
+
+
 def test_after_a_segment_found_no_room_the_next_is_begun_a_whole_segment_later() -> None:
     disk = SimDisk(1)
     bounds = Bounds(segment_bytes=900, reserve_bytes=0)
@@ -186,6 +211,22 @@ def test_after_a_segment_found_no_room_the_next_is_begun_a_whole_segment_later()
         sizes.append(disk.size(last_segment(disk)))
         ledger.append([fact(2)], at())
     assert sizes[-1] < full_at + bounds.segment_bytes <= disk.size(segment_paths(disk)[0])
+
+
+@pytest.mark.parametrize(("number", "goes_on"), [(errno.ENOSPC, True), (errno.EIO, False)])
+def test_a_seal_without_room_waits_and_one_that_fails_poisons(number: int, goes_on: bool) -> None:
+    disk = SimDisk(1)
+    ledger = opened(disk, bounds=Bounds(segment_bytes=1, reserve_bytes=0))
+    disk.fail_at(r"create ledger/\.0000000001.*seal", number)
+    ledger.append([fact(0)], at())
+    first = segments_in(disk.list("ledger"))[0]
+    assert not disk.exists(f"ledger/{first.seal_name}")
+    if goes_on:
+        ledger.append([fact(1)], at())
+        assert disk.exists(f"ledger/{first.seal_name}")
+    else:
+        with pytest.raises(Poisoned, match=r"OSError\(5, "):
+            ledger.append([fact(1)], at())
 
 
 def test_a_segment_of_just_its_bound_is_followed_by_the_next() -> None:
@@ -537,7 +578,8 @@ def test_a_segment_that_a_zombie_begins_is_no_part_of_the_ledger_and_goes_into_q
     assert list(read(disk)) == shown
     assert verify(disk).damages[0].file == f"ledger/{late.name}"
     ledger = opened(disk)
-    assert [cut.file for cut in ledger.recovery.cuts] == [late.name]
+    (cut,) = ledger.recovery.cuts
+    assert (cut.file, cut.reason) == (late.name, "begun by a superseded epoch after its successor began")
     ledger.append([fact(1)], at())
     ledger.close()
     assert list(read(disk))[: len(shown)] == shown
@@ -573,6 +615,8 @@ def test_a_torn_line_of_the_manifest_is_written_again() -> None:
         disk = copy_of(whole)
         disk.corrupt(f"ledger/{MANIFEST}", data[:end])
         assert verify(disk).ok
+        why = manifest.read(disk, "ledger").why
+        assert [cut.reason for cut in survey(disk, "ledger").cuts] == ([why] if end > last else [])
         opened(disk).close()
         assert disk.read(f"ledger/{MANIFEST}").startswith(data)
         assert verify(disk).ok

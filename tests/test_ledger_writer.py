@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from ledger_home import WRITER, at, fact, grown, last_segment, opened
 from daemon.system import OsDisk, SystemClock
 from ledger.disk import Locked
 from ledger.errors import Full, NotLocal, Poisoned, Refused
+from ledger.instant import Now
 from ledger.ledger import Bounds, Ledger
 from ledger.reader import Tail, read
 from ledger.record import Draft
@@ -36,6 +38,10 @@ def test_what_append_gives_back_is_what_a_reader_gets() -> None:
     assert [(record.batch, record.more) for record in given] == [(2, True), (2, False)]
     assert ledger.head == (given[-1].seq, given[-1].hash)
     assert ledger.append([], at()) == []
+    late = Now(at().wall_ns, (1 << 53) * 1000 + 1_999)  # a whole number of microseconds that no float has
+    (record,) = ledger.append([fact(1)], late)
+    assert record == list(read(disk))[-1]
+    assert record.mt == (1 << 53) * 1000 + 1_000
 
 
 def test_what_is_staged_is_not_written_until_it_is_committed() -> None:
@@ -64,6 +70,27 @@ def test_one_commit_is_one_write_and_one_sync() -> None:
     assert ledger.commits == commits + 1
     assert ledger.bytes_written == disk.size(last_segment(disk))
     assert ledger.bytes_written - written == len(b"".join(disk.read(last_segment(disk)).splitlines(True)[1:]))
+
+
+def test_a_note_of_the_head_is_synced_where_that_is_asked_for() -> None:
+    disk = SimDisk(1)
+    ledger = opened(disk)
+    for durable, calls in ((False, ["create", "write", "replace"]), (True, ["create", "write", "sync", "replace"])):
+        operations = disk.operations
+        ledger.note_head(durable=durable) if durable else ledger.note_head()
+        assert [entry.split()[0] for entry in list(disk.trace)[operations:]][: len(calls)] == calls
+
+
+def test_a_ledger_has_a_name_of_its_own_and_its_folder_survives_a_power_cut() -> None:
+    disk = SimDisk(1)
+    disk.make_folder("deep")
+    disk.sync_folder("")
+    ledger = Ledger.open(disk, WRITER, at(), folder="deep/ledger")
+    other = Ledger.open(SimDisk(1), WRITER, at(1))
+    assert ledger.ledger_id != other.ledger_id
+    assert all(re.fullmatch("[0-9a-f]{32}", one.ledger_id) for one in (ledger, other))
+    disk.crash()
+    assert [record.type for record in read(disk, folder="deep/ledger")] == ["segment.open"]
 
 
 def test_append_does_not_mix_with_a_batch_being_staged() -> None:
@@ -283,7 +310,8 @@ def test_a_second_writer_is_told_who_holds_the_ledger() -> None:
 def test_a_network_file_system_is_refused_unless_asked_for(kind: str) -> None:
     disk = SimDisk(1)
     disk.kind = kind
-    with pytest.raises(NotLocal, match=kind):
+    advice = r"choose .*\(--home DIR\), or .* \(`any_file_system: true` in hermesd\.yaml\)"
+    with pytest.raises(NotLocal, match=rf"on a {kind} file system,.* does not keep; {advice}$"):
         opened(disk)
     assert Ledger.open(disk, WRITER, at(), anywhere=True).epoch == 1
 
