@@ -176,7 +176,7 @@ def carry_out(disk: Disk, folder: str, recovery: Recovery, now: Now) -> Recovery
     _sync_names(disk, folder)
     if recovery.rewritten is not None:
         path = f"{folder}/{recovery.rewritten.file}"
-        write_atomically(disk, path, disk.read(path, 0, recovery.rewritten.bytes), durable=True)
+        write_atomically(disk, path, disk.read(path), durable=True)
     return replace(recovery, cuts=kept)
 
 
@@ -221,9 +221,9 @@ def _seals(
             reason = f"it names other content than {MANIFEST} does for segment {segment.number}"
             raise Corrupt(f"{folder}/{name}", 0, reason, advice=repairs(f"{folder}/{segment.name}", 0))
     there = set(segments)
-    for sealed in sorted(seals.values(), key=lambda sealed: sealed.number):
-        if sealed.segment not in there:
-            raise _missing(disk, folder, segments, sealed.segment, seals)
+    for number in sorted(seals):
+        if seals[number].segment not in there:
+            raise _missing(disk, folder, segments, seals[number].segment, seals)
     return seals, cuts
 
 

@@ -18,7 +18,7 @@ from ledger.errors import Corrupt, Missing, Refused
 from ledger.instant import Now, ms_of, text_of
 from ledger.ledger import Bounds, Ledger
 from ledger.manifest import MANIFEST
-from ledger.reader import Tail, Walk, read
+from ledger.reader import Tail, Walk, read, repairs
 from ledger.record import Draft, Record, Unsound, decode, hash_of, own_hash, with_own_hash
 from ledger.recovery import Cut, keep, survey
 from ledger.segment import RECOVERED, Segment, named, segments_in
@@ -148,9 +148,21 @@ def test_a_seal_that_contradicts_the_manifest_is_refused_and_named() -> None:
     disk.corrupt(path, changed(disk.read(path), merkle="0" * 64))
     with pytest.raises(Corrupt, match=f"other content than {MANIFEST}") as caught:
         survey(disk, "ledger")
-    assert caught.value.file == path
+    assert (caught.value.file, caught.value.offset) == (path, 0)
+    assert caught.value.advice == repairs(segment_paths(disk)[0], 0)
     assert [damage.file for damage in verify(disk).damages] == [path]
     assert alone(disk.files())[0] == 1
+
+
+def test_each_of_several_damaged_seals_is_set_aside() -> None:
+    disk = three_epochs()
+    seals = [segment.seal_name for segment in segments_in(disk.list("ledger"))[:2]]
+    for name in seals:
+        disk.corrupt(f"ledger/{name}", b"?")
+    why = "the line does not end with the hash of its bytes"
+    assert [(cut.file, cut.reason) for cut in survey(disk, "ledger").cuts] == [(name, why) for name in seals]
+    opened(disk).close()
+    assert verify(disk).ok
 
 
 def test_a_seal_of_another_segment_or_that_lacks_a_field_is_set_aside_and_made_again() -> None:
@@ -267,6 +279,8 @@ def test_a_watermark_that_contradicts_the_segments_is_refused_and_named() -> Non
             survey(disk, "ledger")
         if "it " in why:
             assert (refused.value.file, refused.value.offset) == (f"ledger/{file}", 0)
+        if "it belongs" in why:
+            assert (refused.value.first_good, refused.value.last_good) == (1, list(read(whole))[-1].seq)
         assert ("move this file away" in refused.value.advice) == ("epoch" in why)
         assert [damage.file for damage in verify(disk).damages] == [f"ledger/{file}"]
         assert alone(disk.files()) == (1, [(file, 0)])

@@ -19,7 +19,7 @@ from ledger.ledger import Ledger
 from ledger.reader import Tail, read, repairs
 from ledger.record import GENESIS, Draft, Record, decode
 from ledger.recovery import Recovery, survey
-from ledger.segment import RECOVERED
+from ledger.segment import CUT, RECOVERED
 from ledger.verify import verify
 from simulations.disk import PowerCut, SimDisk
 
@@ -280,6 +280,32 @@ def test_what_an_opening_has_recorded_is_proven_by_a_head_that_a_power_cut_leave
     mark = watermark.read(disk, "ledger", watermark.HEAD)
     assert mark is not None
     assert (mark.seq, mark.hash) == ledger.head
+
+
+def test_without_head_and_epoch_nothing_is_proven_and_nothing_lost() -> None:
+    disk = SimDisk(1)
+    before = grown(disk)
+    disk.remove("ledger/HEAD")
+    disk.remove("ledger/EPOCH")
+    disk.corrupt("ledger/.HEAD.new", b"half a note")
+    found = survey(disk, "ledger")
+    assert (found.watermark_seq, found.stale, found.head.seq) == (0, ("ledger/.HEAD.new",), before[-1].seq)
+    opened(disk).close()
+    assert not disk.exists("ledger/.HEAD.new")
+    assert verify(disk).ok
+
+
+def test_what_several_records_of_one_segment_put_into_quarantine_is_not_found_again() -> None:
+    disk = SimDisk(1)
+    ledger = opened(disk)
+    disk.make_folder("ledger/quarantine")
+    for name in ("a.tail", "b.tail"):
+        disk.corrupt(f"ledger/quarantine/{name}", name.encode())
+        cut = {"quarantine": name, "sha256": sha256(name.encode()).hexdigest()}
+        ledger.append([Draft(CUT, "ledger", {"cuts": [cut], "found": []})], at())
+    ledger.note_head(durable=True)
+    disk.kill()
+    assert survey(disk, "ledger").found == ()
 
 
 def test_a_damaged_head_is_kept_and_proves_nothing() -> None:

@@ -569,17 +569,18 @@ def test_what_a_zombie_adds_to_a_sealed_segment_is_not_shown_and_goes_into_quara
     assert list(read(disk))[: len(shown)] == shown
 
 
-def test_a_segment_that_a_zombie_begins_is_no_part_of_the_ledger_and_goes_into_quarantine() -> None:
+@pytest.mark.parametrize("archived", ["", ARCHIVE])
+def test_a_segment_that_a_zombie_begins_is_no_part_of_the_ledger_and_goes_into_quarantine(archived: str) -> None:
     disk = SimDisk(1)
     shown = rotated(disk)
     epochs = segments_in(disk.list("ledger"))
     late = Segment(epochs[-1].number + 1, 1, shown[-1].seq + 1)
-    disk.corrupt(f"ledger/{late.name}", b"anything\n")
+    disk.corrupt(f"ledger/{late.name}{archived}", b"anything\n")
     assert list(read(disk)) == shown
-    assert verify(disk).damages[0].file == f"ledger/{late.name}"
+    assert verify(disk).damages[0].file == f"ledger/{late.name}{archived}"
     ledger = opened(disk)
     (cut,) = ledger.recovery.cuts
-    assert (cut.file, cut.reason) == (late.name, "begun by a superseded epoch after its successor began")
+    assert (cut.file, cut.reason) == (late.name + archived, "begun by a superseded epoch after its successor began")
     ledger.append([fact(1)], at())
     ledger.close()
     assert list(read(disk))[: len(shown)] == shown
@@ -694,6 +695,7 @@ def test_sealed_records_are_not_followed_one_by_one(monkeypatch: pytest.MonkeyPa
         followed += len(some)
         return linked(some, previous)
 
+    parsed: list[bytes] = []
     monkeypatch.setattr("ledger.chain.linked", counting)
     records = list(read(disk, until=1_200))
     assert followed >= 1_199
@@ -701,3 +703,7 @@ def test_sealed_records_are_not_followed_one_by_one(monkeypatch: pytest.MonkeyPa
     followed = 0
     assert list(read(disk, until=1_200)) == records
     assert followed == 0
+    monkeypatch.setattr("ledger.reader.trusted", lambda lines, last_hash: parsed.append(lines) or [])
+    survey(disk, "ledger")
+    assert not parsed  # whoever starts need not know what they say
+    monkeypatch.undo()
