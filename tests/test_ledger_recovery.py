@@ -17,7 +17,7 @@ from ledger.chain import Head
 from ledger.errors import Corrupt, Poisoned
 from ledger.ledger import Ledger
 from ledger.reader import Tail, read, repairs
-from ledger.record import GENESIS, Draft, Record, decode
+from ledger.record import GENESIS, Draft, Record, Unsound, decode
 from ledger.recovery import Recovery, survey
 from ledger.segment import CUT, RECOVERED
 from ledger.verify import verify
@@ -248,8 +248,10 @@ def test_a_damaged_epoch_is_refused_and_a_missing_one_is_made_anew() -> None:
     disk = SimDisk(1)
     grown(disk, ((1,), (1,)))
     disk.corrupt("ledger/EPOCH", b"")
-    with pytest.raises(Corrupt, match="move this file away"):
+    with pytest.raises(Corrupt) as refused:
         opened(disk)
+    assert (refused.value.file, refused.value.offset) == ("ledger/EPOCH", 0)
+    assert "move this file away" in refused.value.advice
     disk.remove("ledger/EPOCH")
     assert opened(disk).epoch == 3
 
@@ -287,12 +289,15 @@ def test_without_head_and_epoch_nothing_is_proven_and_nothing_lost() -> None:
     before = grown(disk)
     disk.remove("ledger/HEAD")
     disk.remove("ledger/EPOCH")
-    disk.corrupt("ledger/.HEAD.new", b"half a note")
+    disk.make_folder("ledger/quarantine")
+    stale, others = ("ledger/.HEAD.new", "ledger/quarantine/.a.tail.new"), ("ledger/.mine", "ledger/mine.new")
+    for path in (*stale, *others):
+        disk.corrupt(path, b"half a note")
     found = survey(disk, "ledger")
-    assert (found.watermark_seq, found.stale, found.head.seq) == (0, ("ledger/.HEAD.new",), before[-1].seq)
+    assert (found.watermark_seq, found.stale, found.head.seq) == (0, stale, before[-1].seq)
     opened(disk).close()
-    assert not disk.exists("ledger/.HEAD.new")
-    assert verify(disk).ok
+    assert [disk.exists(path) for path in (*stale, *others)] == [False, False, True, True]
+    assert [damage.file for damage in verify(disk).damages] == list(others)
 
 
 def test_what_several_records_of_one_segment_put_into_quarantine_is_not_found_again() -> None:
@@ -312,8 +317,10 @@ def test_a_damaged_head_is_kept_and_proves_nothing() -> None:
     disk = SimDisk(1)
     grown(disk)
     disk.corrupt("ledger/HEAD", bytes(50))
+    with pytest.raises(Unsound) as unsound:
+        watermark.read(disk, "ledger", "HEAD")
     ledger = opened(disk)
-    assert ledger.recovery.cuts[0].file == "HEAD"
+    assert (ledger.recovery.cuts[0].file, ledger.recovery.cuts[0].reason) == ("HEAD", str(unsound.value))
     assert disk.read(f"ledger/quarantine/{ledger.recovery.cuts[0].quarantine}") == bytes(50)
     ledger.close()
     assert verify(disk).ok

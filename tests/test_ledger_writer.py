@@ -44,6 +44,20 @@ def test_what_append_gives_back_is_what_a_reader_gets() -> None:
     assert record.mt == (1 << 53) * 1000 + 1_000
 
 
+def test_a_segment_begins_with_who_writes_it_and_with_what_it_follows() -> None:
+    disk = SimDisk(1)
+    opened(disk).append([fact(0)], at())
+    disk.kill()
+    before = list(read(disk))
+    ledger = opened(disk, 1)
+    begun = list(read(disk))[len(before)]
+    assert (begun.type, begun.subject) == ("segment.open", "segment/2")
+    assert begun.data == {
+        "ledger": ledger.ledger_id, "segment": 2, "first_seq": before[-1].seq + 1, "previous": before[-1].hash,
+        "epoch": 2, "host": "box", "boot_id": "boot-1", "pid": 4711, "started": 99, "code": "test", "format": 2,
+    }  # fmt: skip
+
+
 def test_what_is_staged_is_not_written_until_it_is_committed() -> None:
     disk = SimDisk(1)
     ledger = opened(disk)
