@@ -25,7 +25,7 @@ from ledger.manifest import MANIFEST
 from ledger.reader import Tail, read
 from ledger.record import Draft, Record, Unsound, linked
 from ledger.recovery import survey
-from ledger.segment import ARCHIVE, OPEN, Segment, lines, segments_in, stretches
+from ledger.segment import ARCHIVE, OPEN, Segment, lines, segments_in, stretches, superseded_in
 from ledger.verify import verify
 from simulations.disk import PowerCut, SimDisk
 
@@ -585,6 +585,13 @@ def test_a_segment_that_a_zombie_begins_is_no_part_of_the_ledger_and_goes_into_q
     ledger.close()
     assert list(read(disk))[: len(shown)] == shown
     assert verify(disk).ok
+
+
+def test_of_two_segments_of_one_number_the_later_epoch_counts() -> None:
+    first, zombie, successor, last = Segment(1, 1, 1), Segment(2, 1, 9), Segment(2, 2, 7), Segment(3, 2, 20)
+    names = [segment.name for segment in (last, zombie, first, successor)]
+    assert segments_in(names) == [first, successor, last]
+    assert superseded_in(names) == [zombie]
 
 
 def test_a_tail_that_nothing_proves_is_written_anew_with_the_same_seqs_and_hashes() -> None:
