@@ -184,10 +184,11 @@ def _fields(kind: type, closed: bool) -> Check:
     if is_dataclass(kind):
         optional = {one.name for one in fields(kind) if one.default is not MISSING}
     needed = hints.keys() - optional
-    checks: dict[str, tuple[Any, Check]] = {}
+    checks: dict[str, tuple[frozenset[Any], Check]] = {}
     for name, hint in hints.items():
         inner = get_args(hint)[0] if get_origin(hint) is NotRequired else hint
-        checks[name] = (inner, shape_of(inner, closed=closed))
+        either = get_args(inner) if get_origin(inner) in (Union, UnionType) else (inner,)
+        checks[name] = (frozenset(either) & _PLAIN.keys(), shape_of(inner, closed=closed))
     wrong = Misfit((), "a mapping belongs here")
 
     def check(value: Json) -> Misfit | None:
@@ -201,10 +202,8 @@ def _fields(kind: type, closed: bool) -> Check:
                     return Misfit((name,), "there is no such field")
                 continue
             there += name in needed
-            exact, fits = known
-            if (
-                type(one) is not exact and (found := fits(one)) is not None
-            ):  # most are plain, and just what they are to be
+            plain, fits = known
+            if type(one) not in plain and (found := fits(one)) is not None:  # most are plain, and as they are to be
                 return found.below(name)
         if there != len(needed):
             return Misfit((min(needed - value.keys()),), "the field is missing")

@@ -11,13 +11,22 @@ Json = Any
 
 _PARTS_MAX = 4096
 _PART_LETTERS_MAX = 256
+_SPECS_MAX = 256
 _parts: dict[str, Json] = {}
+_specs: dict[bytes, dict[str, Json]] = {}
 """Memory only: what a spec says does not depend on it. Nothing of a graph is ever changed in place."""
 
 
 def shared(spec: Mapping[str, Json]) -> dict[str, Json]:
-    """An equal spec, with its small parts shared."""
-    return {name: _shared(part) for name, part in spec.items()}
+    """An equal spec, with its small parts shared. One that came a moment ago, in a past that is folded again, is."""
+    text = orjson.dumps(spec)
+    known = _specs.get(text)
+    if known is None:
+        known = {name: _shared(part) for name, part in spec.items()}
+        if len(_specs) == _SPECS_MAX:
+            _specs.clear()
+        _specs[text] = known
+    return known
 
 
 def _shared(part: Json) -> Json:

@@ -67,9 +67,12 @@ BUFFER_BYTES = 16 * LINE_BYTES_MAX
 """What a socket holds unread. Orders sent ahead must fit in, for the daemon never waits for anybody to read."""
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # `dumps` would make it anew for each line
+
+
 def line_of(message: Message) -> bytes:
     """The message as one line. TypeError or ValueError if it is not JSON."""
-    return json.dumps(message, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    return _encode(message).encode() + b"\n"
 
 
 def _quickly() -> Callable[[bytes], Any]:
