@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from itertools import cycle, islice
 from pathlib import Path
 from time import monotonic, sleep
@@ -28,6 +29,8 @@ from ledger.record import Record
 
 Json = Any
 
+WEEKLY = {"every": "7d"}
+_WEEK = timedelta(days=7)
 _CONNECTIONS = 32
 
 
@@ -86,10 +89,10 @@ class DaemonProcess:
         """It notices nothing any more."""
         self._process.send_signal(signal.SIGSTOP)
 
-    def start_many(self, starts: Sequence[bytes]) -> None:
-        """Ask for what `starts_of` made, over several connections at once; returns when the last one is answered,
-        which is when it is durable."""
-        requests, count = iter(starts), len(starts)
+    def ask(self, lines: Sequence[bytes]) -> None:
+        """Make these requests, over several connections at once; returns when the last one is answered, which is when
+        it is durable."""
+        requests, count = iter(lines), len(lines)
         selector = selectors.DefaultSelector()
         asked = answered = 0
         for _ in range(min(_CONNECTIONS, count)):
@@ -107,7 +110,7 @@ class DaemonProcess:
                 found = key.fileobj
                 assert isinstance(found, socket.socket)
                 if b'"ok":true' not in found.recv(65_536):
-                    raise Stuck(f"the daemon in {self.home} refuses to start a job")
+                    raise Stuck(f"the daemon in {self.home} refuses a request")
                 answered += 1
                 if asked < count:
                     found.sendall(next(requests))
@@ -139,8 +142,22 @@ class DaemonProcess:
 
 
 def starts_of(jobs: list[dict[str, Json]], count: int) -> list[bytes]:
-    """Requests for so many runs of these jobs in turn. Each can be made once."""
+    """Requests for so many runs of these jobs in turn, one for each. They can be made once."""
     return [new_request("start", {"job": job["name"]}).line() for job in islice(cycle(jobs), count)]
+
+
+def slots_of(jobs: list[dict[str, Json]], count: int, turn: int) -> list[bytes]:
+    """Requests for the runs of so many slots of these jobs, whose schedule is `WEEKLY`: one for each job. Each turn has
+    slots of its own."""
+    requests, left, each = [], count, -(-count // len(jobs))
+    for job in jobs:
+        slots = min(each, left)
+        left -= slots
+        first = datetime.fromtimestamp(0, UTC) + _WEEK * (600 + turn * each)
+        bounds = {"from": first.isoformat(), "to": (first + _WEEK * slots).isoformat()}
+        args = {"job": job["name"], **bounds, "current_spec": True, "overlap": "allow_all"}
+        requests += [new_request("backfill", args).line()] if slots else []
+    return requests
 
 
 class Watched:

@@ -73,7 +73,7 @@ def _case(bench: Bench, turn: int, number: int, case: Case) -> tuple[int, float,
     home = make_home(bench.folder / f"killed-{turn}-{number}", [job])
     watched = Watched(home)
     with DaemonProcess(home) as first:
-        first.start_many(starts_of([job], 1))
+        first.ask(starts_of([job], 1))
         begun = next(record for record in watched.until("run.started") if record.type == "run.started")
         command = psutil.Process(begun.data["pid"])
         keeper = command.parent()

@@ -1,5 +1,5 @@
-"""Command runs: each granted, started, watched and recorded, beside processes that are merely spawned, and beside peers
-that are given the same process to run."""
+"""Command runs, of slots and asked for one by one: each granted, started, watched and recorded, beside processes that
+are merely spawned, and beside peers that are given the same process to run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from time import perf_counter
 from typing import Any
 
 from ledger.record import Record
-from simulations.bench.daemon import DaemonProcess, Stuck, Watched, make_home, spawned_at_once, starts_of
+from simulations.bench.daemon import (
+    WEEKLY,
+    DaemonProcess,
+    Stuck,
+    Watched,
+    make_home,
+    slots_of,
+    spawned_at_once,
+    starts_of,
+)
 from simulations.bench.figure import Figure, Target, figure
 from simulations.bench.past import job_of
 from simulations.bench.place import Bench
@@ -26,14 +35,15 @@ _KEEPS_STATUS = '"$@"; echo $? >"$0"'
 def measure(bench: Bench) -> list[Figure]:
     count = bench.some(500, 8)
     wrapped = ["/bin/sh", "-c", _KEEPS_STATUS, str(bench.folder / "status"), "/bin/true"]
-    jobs = [job_of(number) | {"keep": {"runs": 100}} for number in range(JOBS)]
+    jobs = [job_of(number, WEEKLY) | {"keep": {"runs": 100}} for number in range(JOBS)]
     home = make_home(bench.folder / "commands", jobs, {"max_running": CONCURRENCY})
-    rates: list[list[float]] = [[], [], []]
+    rates: list[list[float]] = [[], [], [], []]
     cpu_ms: list[list[float]] = [[], []]
     syncs: list[float] = []
     with DaemonProcess(home) as daemon:
         watched = Watched(home)
-        _runs(daemon, watched, jobs, bench.some(20, 2))
+        first = bench.some(20, 2)
+        _runs(daemon, watched, starts_of(jobs, first), first)
         for turn in range(bench.rounds):
             bench.tell(f"{count} command runs, round {turn + 1} of {bench.rounds}")
             spawned = _spawned(["/bin/true"], count)
@@ -41,16 +51,18 @@ def measure(bench: Bench) -> list[Figure]:
             cpu_ms[1].append(spawned[1])
             rates[2].append(_spawned(wrapped, count)[0])
             before_s = daemon.cpu_s()
-            rate, records = _runs(daemon, watched, jobs, count)
+            rate, records = _runs(daemon, watched, slots_of(jobs, count, turn), count)
             cpu_ms[0].append((daemon.cpu_s() - before_s) * 1000 / count)
             rates[0].append(rate)
             syncs.append(len({record.batch for record in records}) / count)
+            rates[3].append(_runs(daemon, watched, starts_of(jobs, count), count)[0])
     above_ms = [ours - theirs for ours, theirs in zip(*cpu_ms, strict=True)]
     at_once = f"posix_spawn, {CONCURRENCY} at once"
     name, scheduler = "durable command runs", _apscheduler(bench, count)
     return [
         figure(name, "runs/s", rates[0], at_once, rates[1], Target(at_least=0.5, of_ratio=True)),
         figure(name, "runs/s", rates[0], "the same in sh, status kept", rates[2]),
+        figure("... asked for one by one", "runs/s", rates[3], at_once, rates[1]),
         *beside(bench, name, rates[0], "command", count, CONCURRENCY, "thread"),
         figure(name, "runs/s", rates[0], "APScheduler, in memory", scheduler, note=(
             "APScheduler is no peer in keeping what it did: its jobs are in memory, and nothing is left of them.")),
@@ -60,13 +72,10 @@ def measure(bench: Bench) -> list[Figure]:
     ]  # fmt: skip
 
 
-def _runs(
-    daemon: DaemonProcess, watched: Watched, jobs: list[dict[str, Json]], count: int
-) -> tuple[float, list[Record]]:
+def _runs(daemon: DaemonProcess, watched: Watched, requests: list[bytes], count: int) -> tuple[float, list[Record]]:
     """Runs per second from the first request to the last durable end; the records of it."""
-    starts = starts_of(jobs, count)
     began_s = perf_counter()
-    daemon.start_many(starts)
+    daemon.ask(requests)
     watched.wait(count)
     return count / (perf_counter() - began_s), watched.records()
 

@@ -49,7 +49,7 @@ def measure(bench: Bench) -> list[Figure]:
         for turn in range(-1, bench.rounds):  # The first one starts the workers.
             bench.tell(f"{count} repositories, round {turn + 1} of {bench.rounds}")
             began_s = perf_counter()
-            daemon.start_many(starts_of([{"name": "upgrades"}], 1))
+            daemon.ask(starts_of([{"name": "upgrades"}], 1))
             watched.until_finished(count + 2)  # A probe of each, the reading of the ledger, and the whole.
             middle_s = perf_counter()
             for path in paths:
