@@ -16,6 +16,7 @@ import os
 import stat
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -122,7 +123,10 @@ class Archive:
                 data = file.read(_FILE_BYTES_MAX)
         except FileNotFoundError:
             return
-        cut = b"" if size <= len(data) else b"... the beginning is left out ...\n"
+        cut = b""
+        if size > len(data):
+            cut = b"... the beginning is left out ...\n"
+            data = data.partition(b"\n")[2]  # The rest of a line may be the rest of a secret, which nobody would know.
         self.put(name, cut + mask(data.decode("utf-8", "replace")).encode())
 
     def put_ledger(self, scanned: Scan, folder: Path) -> None:
@@ -217,7 +221,7 @@ def unpacked(path: Path) -> Iterator[Path]:
                         while data := content.read(1 << 20):
                             file.write(data)
                     taken += parts[0] == LEDGER
-        except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
+        except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise NoBundle(f"{path} is no bundle: {error}") from error
         if not taken:
             raise NoBundle(f"{path} holds no ledger: it was made with --since or --without-ledger")

@@ -76,7 +76,20 @@ class Request:
 def new_request(verb: str, args: Mapping[str, Json]) -> Request:
     """A request of this process's user. Ids sort by the time they were made."""
     request_id = f"{time.time_ns() // 1000:014x}-{secrets.token_hex(8)}"
-    return Request(request_id, verb, args, f"{getpass.getuser()}@{socket.gethostname()}"[:_ACTOR_MAX])
+    return Request(request_id, verb, args, actor())
+
+
+def actor() -> str:
+    """Who asks, as user@host."""
+    return f"{user()}@{socket.gethostname()}"[:_ACTOR_MAX]
+
+
+def user() -> str:
+    """The name of this process's user; in a container there may be none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid{os.geteuid()}"
 
 
 def parse(line: bytes) -> Request:
@@ -381,9 +394,11 @@ def take(home: Path) -> list[tuple[Path, Request]]:
             continue
         except (ValueError, OSError) as error:
             rejected = path.parent / "rejected"
-            rejected.mkdir(mode=0o700, exist_ok=True)
-            path.replace(rejected / path.name)
-            (rejected / f"{path.name}.reason").write_text(f"{error}\n", encoding="utf-8")
+            # Where it cannot be set aside (a full disk, something in the way) it stays, and is passed over each time.
+            with contextlib.suppress(OSError):
+                rejected.mkdir(mode=0o700, exist_ok=True)
+                path.replace(rejected / path.name)
+                (rejected / f"{path.name}.reason").write_text(f"{error}\n", encoding="utf-8")
         else:
             found.append((path, request))
     return found
@@ -482,10 +497,11 @@ def _peer_uid(peer: socket.socket) -> int:
 
 def _read(path: Path) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)  # `open` refuses a folder, and leaves it open.
+        raise ValueError("it is not a regular file")
     with open(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is not a regular file")
         if status.st_uid not in (os.geteuid(), 0):
             raise ValueError(f"it belongs to user {status.st_uid}, who may not command this daemon")
         return file.read(REQUEST_BYTES_MAX + 1)

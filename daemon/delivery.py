@@ -64,7 +64,7 @@ def deliver(address: str, notice: str, body: bytes, *, timeout_s: float = TIMEOU
         raise Undelivered(f"{host} did not answer within {timeout_s:g} s") from None
     except ssl.SSLCertVerificationError as error:
         raise Undelivered(f"the certificate of {host} is not valid: {error.verify_message}") from None
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # The latter where a part of it is empty or too long.
         raise Undelivered(f"there is no host {host}") from None
     except http.client.HTTPException as error:
         raise Undelivered(f"{host} gave no whole answer: {type(error).__name__}") from None

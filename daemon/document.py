@@ -80,7 +80,9 @@ def _text(file: Path) -> str:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise Unreadable((0, 0), f"the file cannot be read: {error.strerror}", "Correct its owner and mode") from error
+        missing = isinstance(error, FileNotFoundError)
+        do = "Check the path, and where it leads if it is a link" if missing else "Correct its owner and mode"
+        raise Unreadable((0, 0), f"the file cannot be read: {error.strerror}", do) from error
     if len(data) > LARGEST_BYTES:
         raise Unreadable((0, 0), f"the file is larger than {LARGEST_BYTES} bytes", "Split it, or move data out of it")
     try:

@@ -77,10 +77,10 @@ class Heart:
 
 
 def read(home: Path) -> Beat | None:
-    """None if no daemon has left one. ValueError if the file is not a heartbeat."""
+    """None if no daemon has left one, or has made the file and not written it yet. ValueError if it is no heartbeat."""
     try:
-        value = orjson.loads((home / FILE).read_bytes())
-        return Beat(**value)
+        data = (home / FILE).read_bytes()
+        return Beat(**orjson.loads(data)) if data else None
     except FileNotFoundError:
         return None
     except (TypeError, orjson.JSONDecodeError) as error:

@@ -88,7 +88,7 @@ class Home:
                 f"cannot make the home {self.path}: {error.strerror}. "
                 "Make it yourself, or name another place with --home or HERMESD_HOME."
             ) from error
-        self.check(write=True)
+        self._check_folder(write=True)
         try:
             for folder in (self.jobs, self.policies, self.ledger, self.state, self.leases,
                            self.inbox, self.runs, self.artifacts, self.models, self.secrets):  # fmt: skip
@@ -104,6 +104,22 @@ class Home:
 
     def check(self, *, write: bool) -> None:
         """HomeError if the home is missing, not a folder, not only ours, or (with `write`) read-only."""
+        self._check_folder(write=write)
+        if not self._begun():
+            raise HomeError(
+                f"there is no home at {self.path}: the folder has neither hermesd.yaml nor jobs/ nor ledger/. "
+                "Make it one with `hermesd init`, or name another with --home or HERMESD_HOME."
+            )
+
+    def untouched(self) -> bool:
+        """Whether no daemon has run here yet: there is no ledger, and nothing that is made from one. OSError."""
+        made = [folder for folder in (self.ledger, self.state, self.runs, self.artifacts) if folder.is_dir()]
+        return not any(os.listdir(folder) for folder in made)
+
+    def _begun(self) -> bool:
+        return any(path.exists() for path in (self.settings_file, self.jobs, self.ledger))
+
+    def _check_folder(self, *, write: bool) -> None:
         try:
             status = self.path.stat()
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -117,9 +133,15 @@ class Home:
                 f"the home {self.path} belongs to user {status.st_uid}, but this is user {os.geteuid()}. "
                 "Run hermesd as its owner, or name another home with --home or HERMESD_HOME."
             )
+        mode = f"mode {stat.S_IMODE(status.st_mode):04o}"
+        if status.st_mode & 0o077 and not self._begun():  # It may be /etc or a shared folder: nothing to be closed.
+            raise HomeError(
+                f"{self.path} is no home, and a folder that others can get into ({mode}) cannot become one. "
+                "Name a folder of its own with --home or HERMESD_HOME; `hermesd init` makes it."
+            )
         if status.st_mode & 0o077:
             raise HomeError(
-                f"others can get into the home {self.path} (mode {stat.S_IMODE(status.st_mode):04o}), and so could "
+                f"others can get into the home {self.path} ({mode}), and so could "
                 f"give orders to this daemon. Close it: chmod 700 '{self.path}'"
             )
         if write and not os.access(self.path, os.W_OK | os.X_OK):

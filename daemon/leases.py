@@ -22,6 +22,7 @@ import os
 import re
 import secrets
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -35,7 +36,7 @@ from urllib.parse import quote, unquote
 import filelock
 import orjson
 
-from daemon.ports import Clock, Json
+from daemon.ports import Clock, Json, LeasesBusy
 from daemon.workers import identity
 from ledger.instant import Now, text_of
 from policies.foreign import SeenLease
@@ -51,15 +52,13 @@ _GUARD_WAIT_S = 5.0
 _LOOK_AGAIN_S = 0.2
 _MARK_TRUSTED_NS = 2_000_000_000  # a younger file may change once more and keep its time of change
 _NAME_MAX = 200
+_LEASE_BYTES_MAX = 16 << 10
+_HOLDER_MAX = 256
 _TYPES: dict[str, tuple[type, ...]] = {
     "key": (str,), "holder": (str,), "token": (int,), "acquired": (str,), "expires": (str, type(None)),
     "boot_id": (str,), "boot_ms": (int, type(None)), "ttl_ms": (int, type(None)), "pid": (int, type(None)),
     "started": (int, type(None)), "pid_namespace": (int, type(None)), "foreign": (bool,), "epoch": (int,),
 }  # fmt: skip
-
-
-class LeasesBusy(Exception):
-    """Somebody has locked `leases/.guard` for longer than any of us ever needs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +143,7 @@ class LeaseFolder:
     def held(self) -> list[Held]:
         """Every key that somebody holds, the daemon of this home included, sorted."""
         now = self._clock.now()
-        names = sorted(name for name in os.listdir(self.path) if name.endswith(".json") and not name.startswith("."))
+        names = sorted(self._names())
         for name in self._known.keys() - set(names):
             del self._known[name]
         found = [self._held(lease, now) for name in names if (lease := self._read(name)) is not None]
@@ -166,8 +165,8 @@ class LeaseFolder:
         """Make the daemon's files say exactly `ours` (key -> holder, token). Files of others are left alone; returned
         are the keys of ours that they hold, with who does."""
         with self._guard():
-            for name in os.listdir(self.path):
-                lease = self._read(name) if name.endswith(".json") and not name.startswith(".") else None
+            for name in self._names():
+                lease = self._read(name)
                 if isinstance(lease, _Lease) and not lease.foreign and lease.key not in ours:
                     self._remove(lease.key)
             others = {key: self._publish(key, holder, token) for key, (holder, token) in sorted(ours.items())}
@@ -209,8 +208,15 @@ class LeaseFolder:
             self._remove(key)
             return True
 
+    def _names(self) -> list[str]:
+        """Of the lease files. Where the folder was removed there are none; whoever writes one makes it again."""
+        with contextlib.suppress(FileNotFoundError):
+            return [name for name in os.listdir(self.path) if name.endswith(".json") and not name.startswith(".")]
+        return []
+
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
+        self.path.mkdir(mode=0o700, exist_ok=True)
         try:
             with self._lock:
                 yield
@@ -259,7 +265,9 @@ class LeaseFolder:
         if until_ms is not None and until_ms <= now.boot_ms:
             return None
         file = str(self.path / file_name(lease.key))
-        return Held(lease.key, lease.holder, lease.token, lease.acquired, until_ms, lease.foreign, file)
+        # Anybody may have written it, and it is shown on terminals.
+        holder, acquired = (_printable(text)[:_HOLDER_MAX] for text in (lease.holder, lease.acquired))
+        return Held(lease.key, holder, lease.token, acquired, until_ms, lease.foreign, file)
 
     def _until_ms(self, lease: _Lease, now_ms: int) -> int | None:
         """0: it is over. None: time does not end it."""
@@ -289,7 +297,10 @@ class LeaseFolder:
             known = self._known.get(name)
             if known is not None and known[0] == mark:
                 return known[1]
-            data = path.read_bytes()
+            if not stat.S_ISREG(status.st_mode):  # Reading a FIFO would wait for somebody to write.
+                return _Broken(unquote(name.removesuffix(".json")), str(path), "is no file")
+            with path.open("rb") as file:
+                data = file.read(_LEASE_BYTES_MAX + 1)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -333,9 +344,12 @@ def lease_exec(folder: LeaseFolder, key: str, argv: Sequence[str], ttl_s: float,
     `wait_s`: how long to wait for the key, None for ever. Belongs to a main thread: it takes the signals and hands them
     on. The command is asked to end (SIGTERM) when the lease is lost, and on Linux also when this process is killed.
     """
+    from daemon.masking import Mask  # The daemon, which does without it, reads this file too.
+
     ttl_ms = max(int(ttl_s * 1000), 1000)
     give_up_s = None if wait_s is None else time.monotonic() + wait_s
-    holder = f"{' '.join(argv)[:200]} (pid {os.getpid()})"
+    # The daemon records whom it sees, for ever: a password on a command line is not to be among it.
+    holder = f"{Mask().text(' '.join(argv))[:200]} (pid {os.getpid()})"
     told = False
     while isinstance(token := folder.acquire(key, holder, ttl_ms), Held):
         if give_up_s is not None and time.monotonic() >= give_up_s:
@@ -440,6 +454,8 @@ def _ask_to_die_with_parent() -> Callable[[], None] | None:
 
 
 def _parse(data: bytes, name: str) -> _Lease:
+    if len(data) > _LEASE_BYTES_MAX:  # What is seen of it is recorded, and a record holds only so much.
+        raise ValueError(f"it has more than {_LEASE_BYTES_MAX} bytes")
     try:
         value: Json = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -455,6 +471,10 @@ def _parse(data: bytes, name: str) -> _Lease:
     if not KEY.fullmatch(lease.key) or file_name(lease.key) != name:
         raise ValueError(f"its name is not that of the key it is about, {lease.key!r}")
     return lease
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _same(lease: _Lease) -> tuple[object, ...]:

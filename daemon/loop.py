@@ -15,7 +15,18 @@ from daemon.checks import Checks
 from daemon.errand import MARK, Errands
 from daemon.order import Surroundings, Task, Unfillable, order_of, order_to_watch, task_to_check, without_secrets
 from daemon.outbox import Outbox
-from daemon.ports import Began, Clock, CommandTask, Ended, InferenceTask, PythonTask, Report, Spawner, SpawnError
+from daemon.ports import (
+    Began,
+    Clock,
+    CommandTask,
+    Ended,
+    InferenceTask,
+    LeasesBusy,
+    PythonTask,
+    Report,
+    Spawner,
+    SpawnError,
+)
 from ledger.artifacts import Artifacts
 from ledger.disk import Disk
 from ledger.errors import Full
@@ -292,7 +303,7 @@ class Loop:
             self.ledger.commit()
             views.publish(self.doors.disk, self.graph, self.ledger.head)
             self._keep_snapshot(self.snapshot_at_stop)
-        except Full:
+        except (Full, OSError):
             pass  # No room to say goodbye; the ledger is whole without it, and the next start says what it finds.
         self.ledger.close()
 
@@ -424,11 +435,7 @@ class Loop:
         with self.doors.spawner.together():
             for record in recorded:
                 self._carry_out(record)
-        for key, token in list(self._published.items()):
-            lease = self.graph.leases.get(key)
-            if lease is None or lease.token != token:
-                self.doors.leases.withdraw(key, token)
-                del self._published[key]
+        self._withdraw()
         for name in self._forgotten:
             self.doors.outputs.forget(name)
         self._forgotten.clear()
@@ -436,6 +443,19 @@ class Loop:
             asked.answer(answer)
         self._answers.clear()
         self._view_dirty = self._view_dirty or bool(recorded)
+
+    def _withdraw(self) -> None:
+        """Give back the files of leases that are over. One that cannot be given back now is asked for again."""
+        self.problems.pop("leases", None)
+        for key, token in list(self._published.items()):
+            lease = self.graph.leases.get(key)
+            if lease is None or lease.token != token:
+                try:
+                    self.doors.leases.withdraw(key, token)
+                except (OSError, LeasesBusy) as error:
+                    self.problems["leases"] = f"lease {key} is free, and its file says otherwise: {error}"
+                    return
+                del self._published[key]
 
     def _carry_out(self, record: Record) -> None:
         if record.type == "plan.decided":
@@ -523,7 +543,9 @@ class Loop:
             self._stage(jump, now)
 
     def _adopt_policy(self, now: Now) -> None:
-        if self.graph.policy.digest != self.policy.digest():
+        known = self.graph.policy
+        # Also where the last good one stands again: what was rejected is so no more.
+        if known.digest != self.policy.digest() or (known.rejected and not self._policy_problem):
             data = {"digest": self.policy.digest(), "policy": self.policy.values()}
             self._stage(draft("policy.adopted", "policy/scheduling", data), now)
         if self._policy_problem and self.graph.policy.rejected != self._policy_problem:
@@ -699,7 +721,11 @@ class Loop:
         if run is None or run.attempt != attempt or run.state not in ("granted", "running"):
             return
         for key in run.leases:
-            holder = self.doors.leases.publish(key, run.name, run.token)
+            try:
+                holder = self.doors.leases.publish(key, run.name, run.token)
+            except (OSError, LeasesBusy) as error:
+                self._unstarted.append((name, attempt, f"its lease {key} could not be written: {error}"))
+                return
             if holder is not None:
                 self._refused.append((name, attempt, run.token, key, holder))
                 return

@@ -7,9 +7,11 @@ of keys. `{{ ... }}` is left alone: it names a secret and holds none.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 import yaml
@@ -29,11 +31,16 @@ _PLACEHOLDER = re.compile(r"\s*(\{\{[^{}]*\}\}\s*)+")
 _ENVIRONMENTS = ("env",)
 _KNOWN_LEAST = 6
 
+# Each is linear in the text: a log may hold megabytes without a blank. So nothing unbounded stands before what is
+# sought, and what follows a name is bounded.
 _FORMS = [
     (kind, re.compile(form))
     for kind, form in (
-        ("a private key", r"(?s)(?P<secret>-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|\Z))"),
-        ("a user in an address", r"[A-Za-z][A-Za-z0-9+.-]*://(?P<secret>(?!git@|\*\*\*@)[^/\s@\"'<>]+)@"),
+        ("a private key", r"(?s)(?P<secret>-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|\Z))"),
+        (
+            "a user in an address",
+            r"[A-Za-z0-9+.-]://(?P<secret>(?!(?:git|\*\*\*)@[^@/\s\"'<>]*(?:[/\s\"'<>]|\Z))[^/\s\"'<>]+)@",
+        ),
         (
             "a webhook's address",
             r"(?P<secret>https://(?:hooks\.slack\.com|(?:\w+\.)?discord(?:app)?\.com/api/webhooks"
@@ -48,19 +55,22 @@ _FORMS = [
             "a key of a well-known form",
             r"(?P<secret>\b(?:sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{40,}|glpat-[\w-]{20,}"
             r"|xox[abeprs]-[A-Za-z0-9-]{10,}|AKIA[0-9A-Z]{16}|hf_[A-Za-z0-9]{30,}|AIza[\w-]{35}"
-            r"|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]*))",
+            r"|eyJ[\w-]{10,1000}+\.eyJ[\w-]{10,}+\.[\w-]*))",
         ),
         (
             "a value under such a name",
-            rf"(?i)[\w-]*{_NAMES}[\w-]*[\"']?\s*[:=]\s*(?P<quote>[\"'])"
+            rf"(?i){_NAMES}[\w-]{{0,64}}+[\"']?\s*+[:=]\s*(?P<quote>[\"'])"
             r"(?P<secret>(?!\*\*\*|\{\{)(?:(?!(?P=quote))[^\\\n]|\\.)+)(?P=quote)",
         ),
         (
             "a value under such a name",
-            rf"(?i)[\w-]*{_NAMES}[\w-]*[\"']?\s*[:=]\s*"
+            rf"(?i){_NAMES}[\w-]{{0,64}}+[\"']?\s*+[:=]\s*"
             r"(?P<secret>(?!(?:-?[\d.]+|true|false|null|none)(?![^\s\"',;}\])])|\*\*\*|\{\{|[\[{(<\"'])[^\s\"',;&}\])]+)",
         ),
-        ("a value of such an option", rf"(?i)--?[\w-]*{_NAMES}[\w-]*\s+(?P<secret>(?!\*\*\*|\{{\{{|-)[^\s\"']+)"),
+        (
+            "a value of such an option",
+            rf"(?i)(?<![\w-])--?[\w-]{{0,64}}?{_NAMES}[\w-]{{0,64}}+\s+(?P<secret>(?!\*\*\*|\{{\{{|-)[^\s\"']+)",
+        ),
     )
 ]
 _PERHAPS = re.compile(
@@ -76,7 +86,9 @@ class Mask:
     def __init__(self, known: Mapping[str, str] | None = None) -> None:
         told = {value.strip(): name for name, value in (known or {}).items()}
         # A secret of a few letters would be found in every other word.
-        self._known = {value: name for value, name in told.items() if len(value) >= _KNOWN_LEAST}
+        ways = {way: name for value, name in told.items() if len(value) >= _KNOWN_LEAST for way in _written(value)}
+        # The longest first: one that is the beginning of another would leave the other's end.
+        self._known = {way: ways[way] for way in sorted(ways, key=len, reverse=True)}
 
     def text(self, text: str) -> str:
         """Lines of a log, or anything else that is no document."""
@@ -91,7 +103,7 @@ class Mask:
         of its fields are kept."""
         try:
             tree = yaml.compose(text, Loader=yaml.SafeLoader)
-            spans = sorted(_spans(tree, "", False), reverse=True) if tree is not None else []
+            spans = sorted(set(_spans(tree, "", False, set())), reverse=True) if tree is not None else []
         except (yaml.YAMLError, RecursionError):
             return "".join(map(_field_alone, text.splitlines(keepends=True)))
         for start, end in spans:
@@ -105,9 +117,13 @@ class Mask:
         data = orjson.dumps(value)
         if _PERHAPS.search(data):
             yield from _found(value, "", "", False)
-        for secret, name in self._known.items():
-            if orjson.dumps(secret)[1:-1] in data:
-                yield "the text", f"the value of the secret {name}"
+        for name in sorted({name for way, name in self._known.items() if orjson.dumps(way)[1:-1] in data}):
+            yield "the text", f"the value of the secret {name}"
+
+
+def _written(value: str) -> set[str]:
+    """How a secret stands in a text, in JSON, and in an address."""
+    return {value, orjson.dumps(value)[1:-1].decode(), json.dumps(value)[1:-1], quote(value, safe="")}
 
 
 def _without(match: re.Match[str]) -> str:
@@ -123,17 +139,21 @@ def _field_alone(line: str) -> str:
     return field + colon + (f" {MASK}" if value.strip() else "") + "\n"
 
 
-def _spans(node: yaml.Node, name: str, secret: bool) -> Iterator[tuple[int, int]]:
-    """Where the values stand that are to be masked. `secret`: all that is in here is."""
+def _spans(node: yaml.Node, name: str, secret: bool, seen: set[tuple[int, str, bool]]) -> Iterator[tuple[int, int]]:
+    """Where the values stand that are to be masked. `secret`: all that is in here is. `seen`: an alias is its anchor
+    once more, and a few lines of them could name a million."""
+    if (id(node), name, secret) in seen:
+        return
+    seen.add((id(node), name, secret))
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             field = str(key.value)
-            yield from _spans(value, field, secret or name in _ENVIRONMENTS or _is_secret_group(field, value))
+            yield from _spans(value, field, secret or name in _ENVIRONMENTS or _is_secret_group(field, value), seen)
     elif isinstance(node, yaml.SequenceNode):
         before = ""
         for item in node.value:
             text = item.value if isinstance(item, yaml.ScalarNode) else ""
-            yield from _spans(item, name, secret or _is_value_of_option(before, text))
+            yield from _spans(item, name, secret or _is_value_of_option(before, text), seen)
             before = text
     elif isinstance(node, yaml.ScalarNode) and _to_mask(
         node.value, name, secret, node.tag.endswith((":int", ":float"))

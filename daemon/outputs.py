@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 from collections.abc import Mapping, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class OutputFolder:
             try:
                 if not os.stat(f"{folder}/{name}").st_size:  # Most are empty, and to open one takes ten times as long.
                     continue
-                with open(f"{folder}/{name}", "rb") as file:
+                with _opened(f"{folder}/{name}") as file:
                     size = os.fstat(file.fileno()).st_size
                     if size:
                         found[name] = {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
@@ -64,8 +65,8 @@ class OutputFolder:
     def result(self, run: str, attempt: int) -> Json:
         """What it returned; None if there is nothing, or it cannot be read."""
         try:
-            with open(self._runs / run / str(attempt) / "result.json", "rb") as file:
-                return orjson.loads(file.read(RESULT_BYTES_MAX))
+            with _opened(self._runs / run / str(attempt) / "result.json") as file:
+                return orjson.loads(file.read(RESULT_BYTES_MAX) or b"")
         except (OSError, orjson.JSONDecodeError):
             return None
 
@@ -85,7 +86,7 @@ class OutputFolder:
         if not path.is_relative_to(folder):
             return f"{name} leads out of the run's folder and was not kept"
         try:
-            with open(path, "rb") as file:
+            with _opened(path) as file:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     return f"{name} is no file and was not kept"
@@ -97,3 +98,8 @@ class OutputFolder:
             return b"" if name in NAMES else f"{name} was promised and not written"
         except OSError as error:
             return f"{name} could not be kept: {error.strerror}"
+
+
+def _opened(path: str | Path) -> BufferedReader:
+    """A run may leave anything in its folder: a FIFO would keep the daemon waiting for somebody to write into it."""
+    return open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))

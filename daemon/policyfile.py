@@ -18,6 +18,9 @@ from policies.upgrade.policy import adopt as adopt_upgrades
 Json = Any
 P = TypeVar("P")
 
+SCHEDULING, UPGRADES = "scheduling.yaml", "upgrades.yaml"
+"""The files of `policies/` that are read."""
+
 
 class PolicyFile(Generic[P]):
     """A policy in force: the defaults that come with Hermes, and the home's override as long as it is legal."""
@@ -44,8 +47,8 @@ class PolicyFile(Generic[P]):
 
 
 def scheduling_policy(home: Home) -> PolicyFile[SchedulingPolicy]:
-    return PolicyFile(home.policies, "scheduling.yaml", adopt)
+    return PolicyFile(home.policies, SCHEDULING, adopt)
 
 
 def upgrade_policy(home: Home) -> PolicyFile[UpgradePolicy]:
-    return PolicyFile(home.policies, "upgrades.yaml", adopt_upgrades)
+    return PolicyFile(home.policies, UPGRADES, adopt_upgrades)

@@ -109,6 +109,10 @@ class Ended:
 Report = Began | Ended
 
 
+class LeasesBusy(Exception):
+    """Somebody has locked `leases/.guard` for longer than any of us ever needs it."""
+
+
 class SpawnError(Exception):
     """The attempt could not be started; nothing of it runs. The message says what, where and what to do."""
 

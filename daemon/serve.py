@@ -76,12 +76,13 @@ class Daemon:
         self._loader = Loader(home, self.waker.watch, self.waker.unwatch, self._written_again)
         try:
             # Before anything is read: what changes while we read must be told of.
-            for folder, reason in (
+            self._watched = (
                 (home.jobs, "job files"),
                 (home.policies, "policy files"),
                 (home.leases, "leases"),
                 (home.inbox, "inbox"),
-            ):
+            )
+            for folder, reason in self._watched:
                 self.waker.watch_folder(folder, reason)
             self.settings = self._loader.settings()
         except (CannotWatch, HomeError):
@@ -190,9 +191,13 @@ class Daemon:
         if "housekeeping" in reasons and self._control is not None:
             self._control.housekeep()
             self._auditor.housekeep(self.clock.now().boot_ms / 1000)
-            for folder, reason in ((self.home.jobs, "job files"), (self.home.leases, "leases")):
-                folder.mkdir(mode=0o700, exist_ok=True)
-                self.waker.watch_folder(folder, reason)
+            self.loop.problems.pop("folders", None)
+            for folder, reason in self._watched:
+                try:
+                    folder.mkdir(mode=0o700, exist_ok=True)
+                    self.waker.watch_folder(folder, reason)
+                except (OSError, CannotWatch) as error:
+                    self.loop.problems["folders"] = f"what changes in {folder} is not seen: {error}"
         if reasons & {"job files", "policy files", "reload"}:
             self._loader.again()
         if "inbox" in reasons:

@@ -7,7 +7,6 @@ privileges. Both service managers are told to end the daemon alone: runs survive
 
 from __future__ import annotations
 
-import getpass
 import os
 import plistlib
 import shutil
@@ -17,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from daemon.control import user
 
 System = Literal["systemd", "launchd"]
 
@@ -212,7 +213,7 @@ def _but_program(line: str) -> str:
 
 def lingers() -> bool:
     """Whether systemd keeps this user's services when the user logs out."""
-    return Path("/var/lib/systemd/linger", getpass.getuser()).exists()
+    return Path("/var/lib/systemd/linger", user()).exists()
 
 
 def log_path() -> Path:

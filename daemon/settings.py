@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,18 +102,22 @@ def read(path: Path, models: Path) -> Settings:
         settings = Settings.model_validate({} if value is None else value)
     except ValidationError as error:
         raise HomeError("\n".join(_located(path, tree, error))) from error
-    except ZoneInfoNotFoundError as error:
-        raise HomeError(f"{error.args[0].strip()}\nOr name a zone in {path}: `timezone: Europe/Paris`.") from error
     inside = {alias: models / folder for alias, folder in settings.models.items()}
     return settings.model_copy(update={"models": inside})
 
 
 def _zone_of_this_machine() -> str:
-    """UTC if the machine names no zone at all (most containers)."""
-    # Always read anew, not from tzlocal's cache: a daemon lives longer than a stay in one zone.
-    with warnings.catch_warnings(action="ignore"):
-        tzlocal.reload_localzone()
-    return tzlocal.get_localzone_name() or "UTC"
+    """UTC if the machine names no zone at all (most containers). HomeError if it names one that is none."""
+    try:
+        # Always read anew, not from tzlocal's cache: a daemon lives longer than a stay in one zone.
+        with warnings.catch_warnings(action="ignore"):
+            tzlocal.reload_localzone()
+        return tzlocal.get_localzone_name() or "UTC"
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        given = os.environ.get("TZ")
+        what = f"TZ={given} names no zone" if given else f"the zone of this machine cannot be told: {error.args[0]}"
+        do = "Write a name such as `timezone: Europe/Paris` into hermesd.yaml" + (", or into TZ." if given else ".")
+        raise HomeError(f"{what}. {do}") from error
 
 
 def _located(path: Path, tree: yaml.Node | None, error: ValidationError) -> Iterator[str]:

@@ -127,8 +127,8 @@ class Waker:
                 for event in (selectors.EVENT_READ, selectors.EVENT_WRITE):
                     # A callback may have taken away what was ready when `select` returned, or given its number to
                     # another.
-                    known = self._selector.get_map().get(key.fd)
-                    if events & event and known is not None and known.data is key.data and event in known.data:
+                    known = self._selector.get_map().get(key.fd) if events & event else None
+                    if known is not None and known.data is key.data and event in known.data:
                         known.data[event]()
                         called = called or key.fd != self._poked
             self._look_at_clock()
@@ -188,12 +188,14 @@ class Waker:
                 self._observer = Observer()
                 self._observer.start()
             if known is not None:
-                self._observer.unschedule(known[1])
+                with contextlib.suppress(KeyError):  # taken away by an earlier call, which then could not watch anew
+                    self._observer.unschedule(known[1])
             folder = known[0] if known is not None else _Folder(self, reason, name)
             folder.gone = False
             # The observer takes two watches of one place for one if they ask for the same events; two reasons must not.
             wanted = [*_CHANGES, *_FOLDERS] if folders or deep else _CHANGES
             watch = self._observer.schedule(folder, name, recursive=deep, event_filter=wanted)
+            _keep_from_children()
         except OSError as error:
             raise CannotWatch(
                 f"cannot watch {path} for changes: {error.strerror or error}. If the folder exists and is readable, a "
@@ -290,6 +292,17 @@ class Waker:
             self._offset_s = offset_s
             self._timer.recount()
             self.note(CLOCK)
+
+
+def _keep_from_children() -> None:
+    """watchdog's descriptor is one that children inherit: a run could take from it what we are to be told, and keep it
+    for as long as it lives, of the 128 that a user may have."""
+    if not sys.platform.startswith("linux"):
+        return
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own is closed by now
+            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:inotify":
+                os.set_inheritable(int(name), False)
 
 
 @dataclass(slots=True)

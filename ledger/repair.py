@@ -6,8 +6,9 @@ The caller holds the ledger's lock, and records what was done once the ledger op
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -128,9 +129,11 @@ def restore(
 ) -> tuple[list[Restored], list[Cut]]:
     """Put back, from the folder `at` of `source`, each segment that is missing or not as it was sealed, the last one if
     it is damaged, and each quarantined file that is missing or different; only `names`, if given. Also what was in
-    their place and is in quarantine now. Refused if what is offered is not what the ledger needs."""
+    their place and is in quarantine now. Refused, and nothing changed, if what is offered is not what the ledger needs.
+    A backup that only ends earlier than a last segment that is sound here is no less good for all before it."""
     seals = manifest.seals_in(disk, folder)
     place = f"{at}/" if at else ""
+    wanted: list[tuple[str, Callable[[], bytes], bool]] = []
     restored: list[Restored] = []
     cuts: list[Cut] = []
 
@@ -155,13 +158,20 @@ def restore(
             continue
         if not _is_sound(source, place + file, sealed):
             raise Refused(f"{file} in the backup is not what was sealed: its SHA-256 must be {sealed.sha256}")
-        put(file, content(source, place + file, sealed.size_bytes), read_only=True)
+        wanted.append((file, partial(content, source, place + file, sealed.size_bytes), True))
     last = max(segments_in([*disk.list(folder), *(names or source.list(at))]), default=None)
-    wanted = last is not None and last.number not in seals and (names is None or last.name in names)
-    if last is not None and wanted and source.exists(place + last.name):
-        data = _followed(disk, folder, last, seals, source.read(place + last.name))
-        if not disk.exists(f"{folder}/{last.name}") or disk.read(f"{folder}/{last.name}", 0, len(data)) != data:
-            put(last.name, data, read_only=False)
+    offered = last is not None and last.number not in seals and (names is None or last.name in names)
+    if last is not None and offered and source.exists(place + last.name):
+        here = disk.read(f"{folder}/{last.name}") if disk.exists(f"{folder}/{last.name}") else b""
+        known = _known(disk, folder, last, here)
+        try:
+            data = _followed(last, seals, source.read(place + last.name), known)
+        except Refused:
+            if not here or not _holds(last, seals, here, known):
+                raise
+            data = b""
+        if here[: len(data)] != data or not here:
+            wanted.append((last.name, partial(bytes, data), False))
     kept = {name: digest for sealed in seals.values() for name, digest in sealed.quarantined.items()}
     for name, digest in kept.items():
         path = f"{QUARANTINE}/{name}"
@@ -171,14 +181,41 @@ def restore(
             data = source.read(place + path)
             if sha256(data).hexdigest() != digest:
                 raise Refused(f"{path} in the backup is not what was quarantined: its SHA-256 must be {digest}")
+            wanted.append((path, partial(bytes, data), False))
+    for file, data_of, read_only in wanted:
+        if file.startswith(QUARANTINE):
             disk.make_folder(f"{folder}/{QUARANTINE}")
-            put(path, data, read_only=False)
+        put(file, data_of(), read_only=read_only)
     return restored, cuts
 
 
-def _followed(disk: Disk, folder: str, last: Segment, seals: Mapping[int, Seal], data: bytes) -> bytes:
+def _known(disk: Disk, folder: str, last: Segment, here: bytes) -> dict[int, str]:
+    """seq -> hash of what the last segment is known to have held: by the watermarks, and by what is left of it."""
+    marks = {mark.seq: mark.hash for mark in marks_in(disk, folder).values() if mark.seq >= last.first_seq}
+    return marks | {record.seq: record.hash for record in sound_in(here)}
+
+
+def _holds(last: Segment, seals: Mapping[int, Seal], here: bytes, known: Mapping[int, str]) -> bool:
+    """Whether the last segment is sound as it stands, but for an end that a crash tore."""
+    hashes, _, _ = _walked(last, seals, here)
+    return all(hashes.get(seq) == digest for seq, digest in known.items())
+
+
+def _followed(last: Segment, seals: Mapping[int, Seal], data: bytes, known: Mapping[int, str]) -> bytes:
     """The whole batches of what is offered as the last segment. Refused if it does not follow what is before, or holds
     less than what is known."""
+    hashes, more, unsound = _walked(last, seals, data)
+    if unsound is not None:
+        raise Refused(f"{last.name} in the backup does not verify: {unsound}")
+    if any(hashes.get(seq) != digest for seq, digest in known.items()):
+        raise Refused(f"{last.name} in the backup lacks records that were durable, up to seq {max(known)}")
+    if more:
+        raise Refused(f"{last.name} in the backup ends within a batch")
+    return data[: data.rfind(b"\n") + 1]
+
+
+def _walked(last: Segment, seals: Mapping[int, Seal], data: bytes) -> tuple[dict[int, str], bool, Unsound | None]:
+    """seq -> hash up to the end or to what does not verify, whether that is within a batch, and why it does not."""
     chain = Chain()
     before = seals.get(last.number - 1)
     if before is not None:
@@ -193,16 +230,8 @@ def _followed(disk: Disk, folder: str, last: Segment, seals: Mapping[int, Seal],
             record = chain.take(line)
             hashes[record.seq] = record.hash
     except Unsound as unsound:
-        raise Refused(f"{last.name} in the backup does not verify: {unsound}") from None
-    whole = data[: data.rfind(b"\n") + 1]
-    known = {mark.seq: mark.hash for mark in marks_in(disk, folder).values() if mark.seq >= last.first_seq}
-    path = f"{folder}/{last.name}"
-    known |= {record.seq: record.hash for record in sound_in(disk.read(path) if disk.exists(path) else b"")}
-    if any(hashes.get(seq) != digest for seq, digest in known.items()):
-        raise Refused(f"{last.name} in the backup lacks records that were durable, up to seq {max(known)}")
-    if chain.more:
-        raise Refused(f"{last.name} in the backup ends within a batch")
-    return whole
+        return hashes, chain.more, unsound
+    return hashes, chain.more, None
 
 
 def _is_sound(disk: Disk, path: str, sealed: Seal) -> bool:

@@ -661,13 +661,18 @@ def _fault(model: type[BaseModel], detail: ErrorDetails) -> Fault:
             return Fault((*path, "kind"), f"unknown kind of step {_shown(given['kind'])}", f"Use {_STEP_KINDS}")
         return Fault(path, "the field 'kind' is missing", f"A step is of kind {_STEP_KINDS}")
     if kind in ("model_type", "dict_type", "union_tag_not_found"):
-        return Fault(path, f"a mapping of fields belongs here, not {_type_name(given)}")
+        fields = _fields_at(model, detail["loc"])
+        one_kind = len(fields) == len(set(fields))
+        known = f"Known here: {', '.join(fields)}" if fields and one_kind else ""
+        return Fault(path, f"a mapping of fields belongs here, not {_type_name(given)}", known)
     if kind == "too_short":
         return Fault(path, "the list is empty", "Give at least one")
     if kind == "bool_type":
         return Fault(path, f"{_shown(given)} is neither true nor false", "Write true or false, without quotes")
     if kind == "tuple_type":
-        return Fault(path, f"a list belongs here, not {_type_name(given)}")
+        command = path[-1:] == ("argv",)
+        how = "argv: [program, argument], or shell: text for /bin/sh" if command else "it as [one, another]"
+        return Fault(path, f"a list belongs here, not {_type_name(given)}", f"Write {how}")
     if kind.endswith("_type") or kind.endswith("_parsing"):
         return Fault(path, f"{_type_name(given)} cannot stand here", expected)
     return Fault(path, f"{_shown(given)} cannot be used", expected)

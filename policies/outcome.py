@@ -12,6 +12,10 @@ from state.graph import WITH_PROCESS, Run, is_container
 Json = Any
 
 
+_WORDS_MAX = 2000
+"""Of each that is said of an attempt: a record holds only so much."""
+
+
 class Outcome(NamedTuple):
     outcome: str
     reason: str
@@ -41,9 +45,9 @@ def judge(
     what the job expects of a success and is not there. `jitter_percent`: by how much at most the next attempt's wait
     is made longer.
     """
-    kind, outcome, reason = _kind(run, code, signal_number, unstarted, unmet)
+    kind, outcome, reason = _kind(run, code, signal_number, unstarted[:_WORDS_MAX], unmet[:_WORDS_MAX])
     if note:
-        reason = f"{reason}; {note}"
+        reason = f"{reason}; {note[:_WORDS_MAX]}"
     retry_at_ms = None
     # An agent's run is not tried again as a whole: its steps are, one by one.
     retry = {} if is_container(run.spec) else run.spec["retry"]

@@ -7,10 +7,14 @@ import json
 import shutil
 import subprocess
 import tarfile
+import zlib
 from pathlib import Path
 
 import pytest
 from cli_shell import Foreground, answer, hermesd, make_home
+
+from daemon import bundle
+from daemon.masking import Mask
 
 SECRET = "hunter2-and-no-other"
 JOBS = "- {name: report, kind: command, shell: echo all well > report.md, outputs: [report.md], schedule: manual}\n"
@@ -150,3 +154,20 @@ def test_an_archive_that_would_write_beside_its_folder_writes_nothing_there(tmp_
     (tmp_path / "text").write_text("no archive")
     assert "is no bundle" in hermesd("replay", tmp_path / "text", code=2).stderr
     assert "there is no such bundle" in hermesd("replay", tmp_path / "none", code=3).stderr
+
+
+def test_a_bundle_damaged_on_its_way_is_told_to_be_none(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("x/ledger/fine")
+    info.size = 10_000
+    packer = zlib.compressobj(wbits=31)
+    begun = packer.compress(info.tobuf() + b"x" * 5000) + packer.flush(zlib.Z_FULL_FLUSH)
+    (tmp_path / "damaged").write_bytes(begun + b"\x07" * 100)  # No block begins like this.
+    assert "is no bundle" in hermesd("replay", tmp_path / "damaged", code=2).stderr
+
+
+def test_of_a_file_that_is_too_long_no_line_is_taken_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "_FILE_BYTES_MAX", 20)
+    (tmp_path / "log").write_text(f"key {SECRET}\nthe end\n")
+    parts = bundle.Archive(Mask({"key": SECRET}))
+    parts.put_text("log", tmp_path / "log", parts.mask.text)
+    assert parts.members == {"log": b"... the beginning is left out ...\nthe end\n"}

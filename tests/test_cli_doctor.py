@@ -89,6 +89,13 @@ def test_requests_that_were_rejected_and_bytes_that_were_cut_are_not_forgotten(h
     assert "oldest 60d" in row["found"]
 
 
+def test_a_policy_file_that_nobody_reads(home: Path) -> None:
+    assert "policy files" not in rows(home)
+    (home / "policies" / "shedulling.yaml").write_text("max_running: 3\n")
+    assert rows(home)["policy files"]["found"] == "nobody reads shedulling.yaml"
+    (home / "policies" / "shedulling.yaml").unlink()
+
+
 def test_secrets_that_others_may_read(home: Path) -> None:
     secrets = home / "secrets"
     secrets.mkdir(mode=0o700, exist_ok=True)

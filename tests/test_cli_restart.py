@@ -75,6 +75,7 @@ def test_a_killed_daemon_is_not_taken_for_a_living_one_and_its_socket_is_no_hind
     told = answer("status", "--home", home, code=4)
     assert told["problems"] == ["no daemon is running"]
     assert told["daemon"]["state"] == "gone"
+    assert "daemon     gone without a word" in hermesd("status", "--home", home, code=4).stdout
     rows = {row["what"]: row for row in answer("doctor", "--home", home)["rows"]}
     assert rows["daemon"]["grade"] == "warn"
     with Foreground(home):
@@ -90,3 +91,4 @@ def test_a_daemon_whose_loop_stands_still_is_not_fine(tmp_path: Path) -> None:
         finally:
             frozen.process.send_signal(signal.SIGCONT)
         assert "its loop does not answer" in told["problems"][0]
+        assert told["daemon"]["state"] == "silent"

@@ -106,7 +106,7 @@ def test_the_event_that_changed_something_is_named(home: Path) -> None:
 
     assert (told["found"], told["holds"], told["type"]) == (True, False, "run.finished")
     assert (told["before"], told["after"]) == ({"runs.succeeded": 19}, {"runs.succeeded": 20})
-    assert f"stops to hold after record {told['seq']}" in shown
+    assert f"no longer holds after record {told['seq']}" in shown
     assert answer("bisect", "--assert", "runs.succeeded < 99999", "--home", home, code=1)["found"] is False
     assert "runs has no 'failled'" in hermesd("bisect", "--assert", "runs.failled > 1", "--home", home, code=2).stderr
     hermesd("bisect", "--assert", "seq > 5", "--to", "999999", "--home", home, code=3)

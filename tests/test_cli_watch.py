@@ -195,3 +195,12 @@ def test_the_status_tells_of_what_has_not_been_delivered(tmp_path: Path) -> None
     (told,) = answer("status", "--home", home, code=4)["notices"]
     assert (told["job"], told["run"], told["on"], told["state"]) == ("flaky", run, "failed", "queued")
     assert "NOT DELIVERED" in hermesd("status", "--home", home, code=4).stdout
+
+
+def test_a_ledger_that_is_removed_under_a_daemon_is_noticed(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "home")
+    with Foreground(home):
+        for path in (home / "ledger").iterdir():
+            path.unlink()
+        assert "the ledger was removed while the daemon runs" in hermesd("watch", "--home", home, code=1).stdout
+        assert "the ledger was removed while the daemon runs" in hermesd("status", "--home", home, code=1).stdout

@@ -387,6 +387,16 @@ def test_a_descriptor_shortage_neither_kills_nor_spins_the_server(home: Path) ->
     waker.close()
 
 
+def test_a_user_without_a_name_asks_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert new_request("ping", {}).actor == f"uid{os.geteuid()}@{socket.gethostname()}"
+
+
 def test_requests_left_in_the_inbox_are_taken_in_order_until_they_are_done(home: Path) -> None:
     left = [new_request("note", {"n": n}) for n in range(5)]
     paths = [leave(home, request) for request in left]
@@ -413,6 +423,17 @@ def test_what_is_no_request_in_the_inbox_is_set_aside_with_the_reason(home: Path
     assert sorted(reasons) == ["a.json.reason", "link.json.reason", "pipe.json.reason"]
     assert all(reasons.values())
     assert [path for path, _ in take(home)] == [good]
+
+
+def test_what_cannot_be_set_aside_is_passed_over(home: Path) -> None:
+    good = leave(home, new_request("note", {}))
+    (home / "inbox" / "bad.json").write_bytes(b"{}")
+    (home / "inbox" / "folder.json").mkdir()
+    (home / "inbox" / "rejected").write_text("in the way")
+    before = len(os.listdir("/dev/fd"))
+    assert [path for path, _ in take(home)] == [good]
+    assert [path for path, _ in take(home)] == [good]
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_a_request_that_would_be_rejected_cannot_be_left(home: Path) -> None:

@@ -4,6 +4,8 @@ the process ended, and found out without holding up anything."""
 from __future__ import annotations
 
 import json
+import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from cli_shell import Foreground, answer, make_home
 
 from daemon.expectation import unmet
+from daemon.outputs import OutputFolder
 from policies.job import InvalidJob, parse_job
 
 SCHEMA = {"type": "object", "required": ["rows"], "properties": {"rows": {"type": "integer", "minimum": 1}}}
@@ -120,8 +123,6 @@ def test_what_only_looks_like_a_reference_is_data(tmp_path: Path) -> None:
 
 
 def test_a_file_outside_the_folder_a_pipe_and_no_json_do_not_count(tmp_path: Path) -> None:
-    import os
-
     (tmp_path / "folder").mkdir()
     (tmp_path / "x").write_text("1")
     (tmp_path / "folder" / "link").symlink_to("../x")
@@ -133,3 +134,21 @@ def test_a_file_outside_the_folder_a_pipe_and_no_json_do_not_count(tmp_path: Pat
     ]
     assert found[:2] == ["link leads out of the run's folder", "pipe is no file"]
     assert found[2].startswith("text is no JSON")
+
+
+def test_a_pipe_in_the_place_of_an_output_keeps_nobody_waiting(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "1"
+    folder.mkdir(parents=True)
+    for name in ("report.md", "result.json", "stdout.log"):
+        os.mkfifo(folder / name)
+    outputs, found = OutputFolder(tmp_path), []
+
+    def look() -> None:
+        found.append(outputs.read("run", 1, "report.md"))
+        found.append(outputs.result("run", 1))
+        found.append(outputs.measure("run", 1))
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(30)
+    assert found == ["report.md is no file and was not kept", None, {}]

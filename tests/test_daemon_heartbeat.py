@@ -120,8 +120,13 @@ def test_without_room_or_permission_the_work_goes_on(tmp_path: Path) -> None:
     assert heartbeat.read(tmp_path) is not None, "it has gone on, and tells so once it can"
 
 
+def test_one_that_is_made_and_not_written_yet_is_none(tmp_path: Path) -> None:
+    (tmp_path / "heartbeat").touch()
+    assert heartbeat.read(tmp_path) is None
+
+
 def test_a_file_that_is_no_heartbeat_is_told(tmp_path: Path) -> None:
-    for text in ("", "{}", "[1]", '{"pid": 1}'):
+    for text in ("?", "{}", "[1]", '{"pid": 1}'):
         (tmp_path / "heartbeat").write_text(text)
         with pytest.raises(ValueError, match="is no heartbeat"):
             heartbeat.read(tmp_path)

@@ -183,3 +183,34 @@ def test_a_read_only_home_can_be_read_but_not_run(outside: Path) -> None:
     )
     home.path.chmod(0o700)
     assert "is read-only. Make it writable" in done.stdout, done.stderr
+
+
+def test_a_folder_that_is_no_home_is_not_read_as_an_empty_one(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir(mode=0o700)
+    with pytest.raises(HomeError, match="there is no home at .* neither hermesd.yaml nor jobs/ nor ledger/"):
+        Home(folder).check(write=False)
+    Home(folder).make()
+    Home(folder).check(write=True)
+
+
+def test_nobody_is_told_to_close_a_folder_that_is_no_home(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o755)
+    for look in (lambda: Home(shared).check(write=False), Home(shared).make):
+        with pytest.raises(HomeError, match="is no home, and a folder that others can get into") as told:
+            look()
+        assert "chmod" not in str(told.value)
+    assert list(shared.iterdir()) == []
+
+
+@pytest.mark.parametrize("zone", ["EST5EDT4", "UTC-3", "Nowhere/City", "../x"])
+def test_a_zone_of_this_machine_that_is_none_is_named_where_it_is_needed(
+    home: Home, monkeypatch: pytest.MonkeyPatch, zone: str
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    with pytest.raises(HomeError, match=f"TZ={zone} names no zone. Write a name such as"):
+        home.settings()
+    home.settings_file.write_text("timezone: Asia/Kolkata\n")
+    assert home.settings().timezone == "Asia/Kolkata"

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from daemon.document import LARGEST_BYTES
-from daemon.jobfiles import is_job_file, load, load_files
+from daemon.jobfiles import JOB_BYTES_MAX, accepted, is_job_file, load, load_files
+from ledger.record import LINE_BYTES_MAX
+from policies.adoption import changes
+from state.graph import Graph
 
 JOB = "name: {name}\nkind: command\nargv: [true]\nschedule: manual\n".replace("[true]", "[make]")
 
@@ -221,6 +224,33 @@ def test_a_broken_file_breaks_itself_alone(folder, name, content, line, message)
     assert problem.line == line
     assert message in problem.message
     assert list(loaded.jobs) == ["good"]
+
+
+def test_a_job_too_large_to_be_recorded_is_a_problem_of_its_own_file(folder):
+    text = "x" * JOB_BYTES_MAX
+    write(folder, "long.yaml", f"name: long\nkind: command\nargv: [echo, {text}]\nschedule: manual\n")
+    loaded = load(folder, "UTC")
+    ((name, line, _, _, message),) = told(loaded)
+    assert (name, line) == ("long.yaml", 1)
+    assert "the ledger records no more than 131072" in message
+    assert list(loaded.jobs) == ["good"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        JOB.format(name="b") + f"overlap: {'x' * 300_000}\n",
+        JOB.format(name="b") + f'{"x" * 300_000}: "1"\n',
+        JOB.format(name="b") + "".join(f'"\\x01 field {number}": 1\n' for number in range(9_000)),
+    ],
+    ids=["a long value", "a long name", "many mistakes"],
+)
+def test_whatever_is_wrong_with_a_file_fits_in_a_record(folder, text):
+    write(folder, "b.yaml", text)
+    jobs, problems = accepted(load(folder, "UTC"), folder)
+    (rejected,) = (event for event in changes(Graph(), jobs, problems) if event.type == "job.rejected")
+    assert len(json.dumps(rejected.data)) < LINE_BYTES_MAX
+    assert list(jobs) == ["good"]
 
 
 def test_names_that_are_no_files(folder):

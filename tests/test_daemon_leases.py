@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from daemon import leases
 from daemon.leases import EXIT_HELD, EXIT_LOST, Held, LeaseFolder, Me, file_name
+from daemon.ports import LeasesBusy
 from daemon.system import SystemClock
 from daemon.workers import identity
 from ledger.instant import Now
@@ -240,6 +242,33 @@ def test_a_value_of_the_wrong_kind_breaks_the_file(daemon: LeaseFolder, person: 
     assert daemon.seen() == []
 
 
+def test_what_is_no_file_holds_its_key_and_keeps_nobody_waiting(daemon: LeaseFolder, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "gpu.json")
+    (tmp_path / "repo.json").mkdir()
+    assert [(held.key, "is no file" in held.note) for held in daemon.held()] == [("gpu", True), ("repo", True)]
+
+
+def test_of_a_holder_as_much_is_told_as_a_record_and_a_terminal_can_take(person: LeaseFolder, tmp_path: Path) -> None:
+    person.acquire("loud", "\x1b[2J" + "x" * 5000 + "\n", 60_000)
+    person.acquire("vast", "x" * 1_000_000, 60_000)
+    loud, vast = person.held()
+    assert loud.holder == " [2J" + "x" * 252
+    assert (vast.key, vast.holder) == ("vast", leases.UNKNOWN)
+    assert "more than 16384 bytes" in vast.note
+
+
+def test_a_folder_that_was_removed_holds_nothing_and_is_made_again(tmp_path: Path, clock: HandClock) -> None:
+    folder = LeaseFolder(tmp_path / "leases", clock, Me.here(epoch=3))
+    folder.path.mkdir()
+    folder.publish(KEY, "run", 1)
+    shutil.rmtree(folder.path)
+    assert folder.held() == []
+    folder.withdraw(KEY, 1)
+    assert folder.publish(KEY, "run", 2) is None
+    assert keys(folder.held()) == [KEY]
+    assert folder.path.stat().st_mode & 0o077 == 0
+
+
 def test_every_key_has_a_file_name_of_its_own_that_a_folder_takes(daemon: LeaseFolder, tmp_path: Path) -> None:
     names = ["a", ".", "..", ".guard", "a/b", "a:b", "@", "x" * 120, ":" * 120, ":" * 119 + "/", "/etc/passwd", "-"]
     for number, key in enumerate(names):
@@ -256,7 +285,7 @@ def test_a_guard_that_is_never_let_go_is_an_error_with_advice(
 ) -> None:
     monkeypatch.setattr(leases, "_GUARD_WAIT_S", 0.05)
     second = LeaseFolder(tmp_path, SystemClock(), Me.here())
-    with daemon._guard(), pytest.raises(leases.LeasesBusy, match=r"\.guard has been locked"):
+    with daemon._guard(), pytest.raises(LeasesBusy, match=r"\.guard has been locked"):
         second.publish(KEY, "run", 1)
 
 
@@ -330,6 +359,16 @@ for turn in range(100):
     os.rmdir(inside)
     assert folder.release(sys.argv[2], token)
 """
+
+
+def test_a_password_on_the_command_line_is_not_told_to_those_who_look(real: LeaseFolder, tmp_path: Path) -> None:
+    child = lease_exec(tmp_path, "refuse", *running(), "--password", "hunter2", "https://me:hunter2@host/x")
+    assert child.stdout is not None
+    assert child.stdout.readline() == "running\n"
+    (held,) = real.held()
+    assert "--password ***" in held.holder
+    assert "hunter2" not in held.holder
+    child.communicate("\n", timeout=30)
 
 
 def test_two_never_hold_the_same_key(tmp_path: Path) -> None:

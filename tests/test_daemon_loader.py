@@ -6,6 +6,7 @@ import selectors
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from story import Story
 
 from daemon.home import Home, HomeError
 from daemon.loader import Loader
+from ledger.reader import read
 from policies.adoption import FOLDER, Unread, changes
+from simulations.world import World
 
 JOB = "name: {}\nkind: command\nschedule: manual\nargv: [echo]\n"
 
@@ -136,3 +139,17 @@ def test_a_folder_that_cannot_be_read_removes_no_job(home: Home, descriptors: De
     shutil.rmtree(home.jobs)
     jobs, problems = loader(home, descriptors).found()
     assert [event.type for event in changes(story.graph, jobs, problems)] == ["job.rejected"]
+
+
+def test_a_policy_that_is_as_it_was_again_is_no_longer_rejected() -> None:
+    world = World(1)
+    world.start()
+    loop = world.loop
+    assert loop is not None
+    for problem in ("max_running: it must be at least 1", ""):
+        loop.doors = replace(loop.doors, policy=lambda problem=problem: (world.policy, problem))
+        loop.tick(frozenset({"policies"}))
+        assert loop.graph.policy.rejected == problem
+    records = len(list(read(world.disk)))
+    loop.tick(frozenset({"policies"}))
+    assert len(list(read(world.disk))) == records  # said once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ TEXTS = [
     ("got bearer abcdefgh12345 back", "got bearer *** back"),
     ("fetch https://user:pw@host/x", "fetch https://***@host/x"),
     ("push https://t0ken@host/x", "push https://***@host/x"),
+    ("fetch https://user:p@ss@host/x", "fetch https://***@host/x"),
     (
         '{"password": "a \\"b c", "token": 12, "webhook":"https://x"}',
         '{"password": "***", "token": 12, "webhook":"***"}',
@@ -108,3 +110,37 @@ def test_a_secret_of_this_home_is_found_wherever_it_stands() -> None:
     (found,) = mask.secrets_in({"reason": 'no answer from T0"/B0/plain'})
     assert found == ("the text", "the value of the secret slack")
     assert json.loads(mask.text('{"a": "a"}')) == {"a": "a"}
+
+
+def test_a_secret_that_begins_like_another_leaves_nothing_of_it() -> None:
+    mask = Mask({"old": "correct-horse", "new": "correct-horse-battery"})
+    assert mask.text("tried correct-horse-battery, then correct-horse") == "tried ***, then ***"
+
+
+def test_a_secret_is_found_as_json_and_as_part_of_an_address_write_it() -> None:
+    mask = Mask({"key": 'ä"b/c\\d e'})
+    for written in (json.dumps('ä"b/c\\d e'), json.dumps('ä"b/c\\d e', ensure_ascii=False), '"%C3%A4%22b%2Fc%5Cd%20e"'):
+        assert mask.text(f"said {written}.") == 'said "***".'
+    (found,) = mask.secrets_in({"reason": 'no ä"b/c\\d e', "url": "https://h/%C3%A4%22b%2Fc%5Cd%20e"})
+    assert found == ("the text", "the value of the secret key")
+
+
+def test_an_alias_is_masked_with_its_anchor_and_nothing_beside_it() -> None:
+    told = "x: &x plain\nenv:\n  A: &a hunter2\n  B: *a\n  C: *x\nname: a-name-that-stays\n"
+    masked = 'x: "***"\nenv:\n  A: "***"\n  B: *a\n  C: *x\nname: a-name-that-stays\n'
+    assert Mask().document(told) == masked
+
+
+HUGE = ["a" * 200_000, "a-" * 100_000, "-" * 200_000, "token" * 40_000, "http://" * 30_000, "secret" + " " * 200_000]
+
+
+@pytest.mark.parametrize("text", HUGE, ids=lambda text: text[:8])
+def test_the_time_to_mask_grows_with_the_text_and_not_with_its_square(text: str) -> None:
+    began_s = time.process_time()
+    Mask().text(text)
+    assert time.process_time() - began_s < 10  # A tenth of a second; with a square in it, an hour.
+
+
+def test_anchors_upon_anchors_are_looked_at_once() -> None:
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)), "loop: &l [*l]"]
+    assert Mask().document("\n".join([*lines, "password: hunter2"])) == "\n".join([*lines, 'password: "***"'])

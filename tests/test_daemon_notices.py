@@ -263,6 +263,13 @@ def test_an_address_that_is_none_is_refused_without_a_word_of_it(address: str) -
     assert "k3y" not in str(caught.value)
 
 
+@pytest.mark.parametrize("host", ["hooks..example", f"{'x' * 64}.example"])
+def test_a_host_that_cannot_be_is_named(host: str) -> None:
+    with pytest.raises(Undelivered) as caught:
+        deliver(f"https://{host}/k3y", "n1", b"{}", timeout_s=0.3)
+    assert str(caught.value) == f"there is no host {host}"
+
+
 def test_a_certificate_that_is_not_trusted_is_no_delivery(tmp_path: Path) -> None:
     openssl = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key", "-out", "certificate",
                "-days", "2", "-subj", "/CN=localhost"]  # fmt: skip

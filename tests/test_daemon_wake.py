@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -263,6 +266,37 @@ def test_a_folder_made_anew_is_watched_anew(waker: Waker, tmp_path: Path) -> Non
     wait_for(waker, "jobs")
     (folder / "a.yaml").write_text("x")
     assert wait_for(waker, "jobs") == {"jobs"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no descriptor of the kind is inherited")
+def test_what_tells_of_changes_is_not_handed_down_to_children(waker: Waker, tmp_path: Path) -> None:
+    waker.watch_folder(tmp_path, "jobs")
+    ours = subprocess.run(["ls", "-l", f"/proc/{os.getpid()}/fd"], capture_output=True, text=True, check=True)
+    assert "inotify" in ours.stdout
+    theirs = subprocess.run(["ls", "-l", "/proc/self/fd"], capture_output=True, text=True, check=True, close_fds=False)
+    assert "inotify" not in theirs.stdout
+
+
+def test_a_folder_that_could_not_be_watched_anew_is_watched_when_it_can_be(
+    waker: Waker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    waker.watch_folder(folder, "jobs")
+    folder.rename(tmp_path / "earlier")
+    folder.mkdir()
+    with monkeypatch.context() as limit:
+        limit.setattr(waker._observer, "schedule", _no_watches_left)
+        with pytest.raises(CannotWatch, match="limit is reached"):
+            waker.watch_folder(folder, "jobs")
+    waker.watch_folder(folder, "jobs")
+    wait_for(waker, "jobs")
+    (folder / "a.yaml").write_text("x")
+    assert wait_for(waker, "jobs") == {"jobs"}
+
+
+def _no_watches_left(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "inotify watch limit reached")
 
 
 def test_a_folder_that_is_not_there_is_refused_by_name(waker: Waker, tmp_path: Path) -> None:

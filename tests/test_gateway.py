@@ -467,6 +467,16 @@ def test_requests_on_one_connection_are_answered_in_turn_and_old_clients_get_no_
             assert status in all_of(peer)[:40]
 
 
+def test_a_client_that_would_rather_speak_http_2_is_answered_in_http_1(gateway: Gateway) -> None:
+    body = json.dumps(LONG | {"max_tokens": 3}).encode()
+    wish = {"connection": "Upgrade, HTTP2-Settings, close", "upgrade": "h2c", "http2_settings": "AAEAAEAAAAIAAAAA"}
+    with raw(gateway) as peer:
+        peer.sendall(head(body, **wish) + body)
+        answered = all_of(peer)
+    assert b" 200 " in answered[:40]
+    assert json.loads(answered.partition(b"\r\n\r\n")[2])["object"] == "text_completion"
+
+
 def test_a_restart_leaves_nothing_behind_and_a_second_gateway_is_refused(tmp_path: Path) -> None:
     home = make_home(tmp_path / "home")
     with Gateway(home) as first:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +23,7 @@ from daemon.gateway import openai, stream
 from daemon.gateway.kept import Kept, kept_in
 from daemon.gateway.models import Catalogue
 from daemon.gateway.refusal import Refusal, refusal_of
+from daemon.gateway.server import _expire
 from daemon.gateway.settings import GatewaySettings
 from daemon.gateway.stream import CREDIT_BYTES, KEPT_BYTES, Stream, Streams
 from daemon.home import HomeError
@@ -142,6 +145,25 @@ def test_a_stream_without_a_reader_is_given_up_in_time() -> None:
     run(story())
 
 
+def test_a_stream_asked_for_by_the_name_of_another_is_still_given_up() -> None:
+    async def story() -> None:
+        engine = Engine(1_000_000)
+        of, streams = Stream("a", engine.words()), Streams(0.05)
+        of.start()
+        streams.add(of)
+        reading = of.read(0)
+        await anext(reading)
+        await reading.aclose()
+        with pytest.raises(Refusal, match="of another stream"):
+            streams.again("a.1", "b")
+        while not engine.let_go:
+            await asyncio.sleep(0.01)
+        assert len(streams) == 0
+        await streams.close()
+
+    run(story())
+
+
 def test_silence_is_filled_with_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "SILENCE_S", 0.01)
 
@@ -225,6 +247,30 @@ def test_kept_texts_go_when_their_time_is_over(tmp_path: Path) -> None:
     assert [one["id"] for one in kept_in(folder)] == ["old", "new"]
     Kept(folder, 0).expire(today.isoformat())
     assert list(folder.iterdir()) == []
+
+
+def test_kept_texts_go_also_where_none_are_kept_any_more_and_nobody_asks(tmp_path: Path) -> None:
+    folder = tmp_path / "generations"
+    folder.mkdir()
+    (folder / f"{datetime.now(UTC).date()}.jsonl").write_text("{}\n")
+
+    async def story() -> None:
+        looking = asyncio.create_task(_expire(Kept(folder, 0)))
+        while list(folder.iterdir()):
+            await asyncio.sleep(0.01)
+        looking.cancel()
+
+    run(story())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_a_log_that_cannot_be_written_stops_nothing() -> None:
+    words = (
+        "from daemon.gateway import log; log.say('a', text='x' * 20_000); log.say('b'); print('goes on', flush=True)"
+    )
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, stdout=subprocess.PIPE, stderr=full, timeout=60)
+    assert done.stdout == b"goes on\n"
 
 
 def test_a_sample_is_the_same_each_time_and_of_its_size() -> None:

@@ -96,6 +96,14 @@ def test_openai_streams_with_every_parameter(openai: Server, tmp_path: Path) -> 
     assert runtime.embed(["x", "y"]) == [[0.0, 1.0], [0.0, 1.0]]
 
 
+@pytest.mark.parametrize("key", ["", "sk-secret\nsk-secret", "sk-secret\0", "sk-sécret"])
+def test_a_key_that_cannot_be_one_is_refused_without_a_word_of_it(openai: Server, tmp_path: Path, key: str) -> None:
+    (tmp_path / "bad").write_text(key)
+    with pytest.raises(EngineError, match="holds no key") as caught:
+        reach(openai, "openai", key_file=str(tmp_path / "bad"))
+    assert "cret" not in str(caught.value)
+
+
 def test_what_a_server_refuses_or_breaks_off_fails_that_request_alone(
     ollama: Server, openai: Server, tmp_path: Path
 ) -> None:

@@ -162,6 +162,46 @@ def test_the_segment_being_written_is_put_back_only_if_nothing_durable_is_missin
     assert list(read(disk)) == before
 
 
+def archived_or_not(disk: SimDisk, path: str) -> str:
+    return path if disk.exists(path) else path + ".zst"
+
+
+def outgrown() -> tuple[SimDisk, SimDisk]:
+    """A backup, and the ledger some records later, in the same last segment."""
+    disk = SimDisk(1)
+    grown(disk)
+    ledger = Ledger.open(disk, WRITER, at(2), bounds=SMALL)
+    ledger.append([fact(1)], at(2))
+    ledger.note_head(durable=True)
+    backup = copy_of(disk)
+    ledger.append([fact(2)], at(2))
+    ledger.close()
+    assert segment_paths(disk) == segment_paths(backup)
+    return backup, disk
+
+
+def test_a_backup_made_before_the_last_records_puts_back_what_was_sealed_then() -> None:
+    older, disk = outgrown()
+    before, first = list(read(disk)), segment_paths(disk)[0]
+    damaged(disk, archived_or_not(disk, first))
+    restored, cuts = repair.restore(disk, older, at(10), at="ledger")
+    assert [f"ledger/{one.file}" for one in restored] == [first]
+    assert len(cuts) == 1
+    assert list(read(disk)) == before
+    assert verify(disk).ok
+
+
+def test_a_restore_that_is_refused_has_put_nothing_back() -> None:
+    older, disk = outgrown()
+    first, last = archived_or_not(disk, segment_paths(disk)[0]), last_segment(disk)
+    damaged(disk, first)
+    damaged(disk, last)
+    there = disk.read(first), disk.read(last)
+    with pytest.raises(Refused, match="lacks records that were durable"):
+        repair.restore(disk, older, at(10), at="ledger")
+    assert (disk.read(first), disk.read(last)) == there
+
+
 def test_a_quarantined_file_is_put_back() -> None:
     disk = SimDisk(1)
     ledger = opened(disk)

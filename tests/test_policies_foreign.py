@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from story import Story
 
+from daemon.ports import LeasesBusy
 from policies import foreign
 from policies.outcome import judge
 from simulations.disk import PowerCut
@@ -159,3 +160,35 @@ def test_a_step_granted_before_a_plain_power_cut_goes_on_under_its_lease() -> No
         stage.tell(line)
     assert states(stage) == {"agent": "running", "read": "succeeded", "write": "running"}
     assert "repo:core" in stage.host.lease_files
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), LeasesBusy("the guard is locked")])
+def test_a_lease_file_that_cannot_be_written_fails_its_run_and_one_that_cannot_be_removed_is_asked_for_again(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage()
+    for line in ("define job {leases: [gpu]}", "takes job 5m", "begin"):
+        stage.tell(line)
+    loop = stage.loop
+    assert loop is not None
+
+    def broken(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as bad:
+        bad.setattr(type(loop.doors.leases), "publish", broken)
+        stage.tell("start job")
+        stage.tell("pass 1m")
+    assert states(stage) == {"job": "failed"}
+    assert "its lease gpu could not be written" in stage.tell("why job")
+    stage.tell("start job")
+    assert list(stage.host.lease_files) == ["gpu"]
+    with monkeypatch.context() as bad:
+        bad.setattr(type(loop.doors.leases), "withdraw", broken)
+        stage.tell("pass 10m")
+        assert list(stage.host.lease_files) == ["gpu"]
+        assert "lease gpu is free" in loop.problems["leases"]
+    stage.tell("start job")
+    stage.tell("pass 10m")
+    assert not stage.host.lease_files
+    assert "leases" not in loop.problems

@@ -36,6 +36,13 @@ def test_the_outcome_is_what_was_seen(code: int | None, signal: int | None, outc
     assert verdict.retry_at_ms is None
 
 
+def test_of_all_that_can_be_said_as_much_is_as_fits_in_a_record() -> None:
+    _, run = started()
+    endless = "no such file; " * 100_000
+    for told in ({"note": endless, "unmet": endless}, {"note": endless, "unstarted": endless}):
+        assert len(judge(run, 0, code=0, signal_number=None, **told).reason) < 10_000
+
+
 def test_a_lost_attempt_is_run_again_only_if_the_job_says_it_does_no_harm() -> None:
     _, run = started(retry={"attempts": 3, "on": ["lost"], "idempotent": True, "base": "10s"})
     assert judge(run, 1000, code=None, signal_number=None).retry_at_ms == 11_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -421,6 +423,29 @@ def test_the_newest_tag_that_fits(lib: Pair) -> None:
     assert_sound(lib.mine)
 
 
+class Folder(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize("name", ["v9:refs/heads/feature", "v9:refs/heads/new", "v*"])
+def test_a_tag_whose_name_is_an_order_to_git_writes_no_ref(lib: Pair, name: str) -> None:
+    lib.mine.git("branch", "feature")
+    before = lib.mine.git("for-each-ref")
+    lib.upstream.commit(a__txt="theirs\n")
+    lib.upstream.git("tag", "v9")
+    lib.upstream.git("push", "--quiet", "origin", "v9")
+    lib.remote.git("update-server-info")
+    with (lib.remote.path / "info" / "refs").open("a") as refs:  # What any server may say of itself.
+        refs.write(f"{lib.upstream.head}\trefs/tags/{name}\n")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Folder, directory=str(lib.remote.path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with server:
+        found = probe(lib.mine, {"primary": f"http://127.0.0.1:{server.server_port}/"}, strategy="tag:v*")
+        server.shutdown()
+    assert found["remotes"]["primary"]["failure"] == "corrupt"
+    assert lib.mine.git("for-each-ref") == before
+
+
 def test_an_address_cannot_make_git_run_a_program(lib: Pair, tmp_path: Path) -> None:
     witness = tmp_path / "witness"
     for address in (f"ext::sh -c touch% {witness}", f"--upload-pack=touch {witness}", "-oProxyCommand=x:y"):
@@ -627,6 +652,21 @@ def test_own_commits_are_put_on_top(lib: Pair) -> None:
     assert_sound(lib.mine)
 
 
+def test_a_signed_commit_has_its_committer_also_where_signatures_are_shown(lib: Pair) -> None:
+    lib.mine.commit(mine__txt="mine\n")
+    plain = lib.mine.git("cat-file", "commit", "HEAD")
+    signature = "gpgsig -----BEGIN SSH SIGNATURE-----\n U1NI\n -----END SSH SIGNATURE-----"
+    signed = plain.replace("\n\n", f"\n{signature}\n\n", 1) + "\n"
+    commit = lib.mine.git("hash-object", "-t", "commit", "-w", "--stdin", stdin=signed)
+    lib.mine.git("reset", "--quiet", "--hard", commit)
+    lib.mine.git("config", "log.showSignature", "true")
+    work = told(lib, lib.ahead(a__txt="theirs\n"), strategy="rebase")
+    candidate = step("fetch", work)["candidate"]
+    lib.mine.git("config", "--unset", "log.showSignature")
+    assert lib.mine.git("log", "-1", "--format=%an %cn %ce", candidate) == "Ann Ann ann@example.org"
+    step("clean", work)
+
+
 def test_a_rebase_that_conflicts_changes_nothing(lib: Pair) -> None:
     mine = lib.mine.commit(a__txt="mine\n")
     work = told(lib, lib.ahead(a__txt="theirs\n"), strategy="rebase")
@@ -741,6 +781,51 @@ def test_a_canary_that_locks_itself_out_is_cleaned_up_all_the_same(lib: Pair) ->
     assert not step("clean", work)["worktree"]
     assert (lib.mine.path / "a.txt").exists()
     assert_sound(lib.mine)
+
+
+AS_NOBODY = """
+import os, sys
+from daemon.upgrades.steps import _delete  # Nobody may read these files.
+if os.geteuid() == 0:  # It may enter every folder.
+    os.setgid(65534); os.setuid(65534)
+top = sys.argv[1] + "/mine"
+for folder in ("", "/a", "/a/locked", "/a/locked/deep", "/a/locked/deep/locked"):
+    os.mkdir(top + folder)
+    open(top + folder + "/file", "w").close()
+os.symlink(sys.argv[1], top + "/a/out")
+os.chmod(top + "/a/locked/deep/locked", 0o000)
+os.chmod(top + "/a/locked/deep", 0o500)
+os.chmod(top + "/a/locked", 0o000)
+os.chmod(top + "/a", 0o300)
+_delete(top)
+_delete(top)
+print(os.listdir(sys.argv[1]))
+"""
+
+
+def test_locked_folders_in_locked_folders_are_deleted_by_one_who_is_not_root(outside: Path) -> None:
+    outside.chmod(0o777)
+    (outside / "other").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, str(outside)], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("['other']\n", "")
+
+
+def test_a_repository_that_borrows_objects_names_no_program_to_run(lib: Pair, tmp_path: Path) -> None:
+    lender = new(tmp_path / "lender")
+    (lib.mine.git_dir / "objects" / "info" / "alternates").write_text(f"{lender.git_dir / 'objects'}\n")
+    lib.mine.git("config", "core.alternateRefsCommand", f"touch '{tmp_path}/ran';:")
+    work = told(lib, lib.ahead(a__txt="theirs\n"))
+    assert [step(name, work)["at"] for name in ("fetch", "apply", "clean")] == ["old", "new", "new"]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_remote_in_the_repositorys_own_configuration_shows_nothing_of_its_password(lib: Pair) -> None:
+    lib.mine.git("remote", "add", "kept", "https://me:hunter2@hunter3@127.0.0.1:1/x.git")
+    remote = probe(lib.mine, {"origin": "kept"})["remotes"]["origin"]
+    assert remote["url"] == "https://127.0.0.1:1/x.git"
+    assert "hunter" not in json.dumps(remote)
 
 
 def test_a_repository_that_is_gone_leaves_nothing_of_ours(lib: Pair) -> None:

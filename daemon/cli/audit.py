@@ -6,6 +6,7 @@ from daemon import control
 from daemon.cli import show
 from daemon.cli.call import Call
 from daemon.cli.exits import Exit
+from daemon.cli.ledger import NOTHING_YET
 from daemon.reading import replaying
 from daemon.version import code_digest
 from state.audit import Audited
@@ -14,8 +15,11 @@ from state.audit import audit as audited
 
 def audit(call: Call) -> int:
     reading = call.reading
+    untouched = reading.home.untouched()
     with reading.watched(), replaying():
         found = audited(reading.disk, code_digest())
+    if untouched:
+        found = found._replace(findings=())
     recorded = True
     try:
         control.call(call.home.path, "audit", found.told())
@@ -23,6 +27,8 @@ def audit(call: Call) -> int:
         recorded = False
     if call.json:
         show.json(found.told() | {"recorded": recorded})
+    elif untouched:
+        print(NOTHING_YET)
     else:
         _print(found)
         if not recorded:

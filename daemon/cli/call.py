@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -48,14 +49,16 @@ class Call:
 
     @property
     def zone(self) -> str:
-        """The zone that people read times in: the home's, else this machine's."""
+        """The zone that people read times in: the home's, else this machine's, else UTC."""
         from daemon.home import HomeError
         from daemon.settings import Settings
 
         try:
             return self.settings.timezone
         except HomeError:
-            return Settings().timezone
+            with suppress(HomeError):
+                return Settings().timezone
+            return "UTC"
 
     @cached_property
     def reading(self) -> Reading:

@@ -28,7 +28,7 @@ from daemon.cli.exits import Exit
 from daemon.cli.failure import failure_of
 from daemon.control import CallFailed
 from daemon.home import Home, HomeError
-from daemon.policyfile import scheduling_policy, upgrade_policy
+from daemon.policyfile import SCHEDULING, UPGRADES, scheduling_policy, upgrade_policy
 from daemon.serve import surroundings
 from daemon.settings import Settings
 from daemon.system import OsDisk, SystemClock
@@ -205,6 +205,10 @@ def _home(call: Call) -> Iterator[Row]:
     yield Row("settings", "ok", f"time zone {settings.timezone}, {show.count(len(settings.models), 'model')} named")
     problem = "; ".join(filter(None, (policy.read()[1] for policy in (scheduling_policy(home), upgrade_policy(home)))))
     yield Row("policy", "warn" if problem else "ok", "not legal" if problem else "legal", problem)
+    unread = {path.name for path in home.policies.glob("*") if jobfiles.is_job_file(path.name)} - {SCHEDULING, UPGRADES}
+    if unread:
+        advice = f"rename: what is read in {home.policies} is {SCHEDULING} and {UPGRADES}"
+        yield Row("policy files", "warn", f"nobody reads {', '.join(sorted(unread))}", advice)
     yield from _models(home, settings)
     yield from _jobs(home, settings)
     yield _socket(call)

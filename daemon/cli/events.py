@@ -152,7 +152,7 @@ def summary(record: Record) -> str:
     """What a person wants to know of it, in one line."""
     data = record.data
     tell = _SUMMARIES.get(record.type)
-    return " ".join(tell(data).split()) if tell is not None else ""
+    return show.path(" ".join(tell(data).split())) if tell is not None else ""
 
 
 def _plan(data: Json) -> str:
@@ -173,9 +173,35 @@ def _findings(data: Json) -> str:
     return f"{data['findings_in_all']} differ, first {first['where']}: {first['what']}"
 
 
+def _probed(data: Json) -> str:
+    facts = data["facts"]
+    if not facts["ok"]:
+        return (facts["problem"] or {}).get("words") or "cannot be used as it is"
+    if facts["dirty_count"]:
+        return f"{show.count(facts['dirty_count'], 'file')} not committed"
+    return f"{show.count(facts['behind'], 'commit')} behind" if facts["candidate"] else "nothing new is offered"
+
+
+def _stepped(data: Json) -> str:
+    facts = data["facts"]
+    if not facts["ok"]:
+        return f"{facts['step']} failed: {facts['problem']} {facts['words']}"
+    return f"{facts['step']}: at the {facts['at']} commit" if facts["at"] in ("old", "new") else facts["step"]
+
+
+def _upgrade_plan(data: Json) -> str:
+    granted = sum(1 for repo in data["repos"] if repo["verdict"] == "granted")
+    broken = [law["name"] for law in data["gate"] if not law["ok"]]
+    gate = f"; the gate is shut: {broken[0]}" if broken else ""
+    return f"{granted} of {len(data['repos'])} granted{gate}; hash {data['decision_hash'][:12]}"
+
+
 _SUMMARIES: dict[str, Callable[[Json], str]] = {
     "segment.open": lambda data: f"epoch {data['epoch']} by pid {data['pid']} on {data['host']}",
-    "ledger.recovered": lambda data: f"{len(data['cuts'])} cut, kept in quarantine/; last good {data['last_seq']}",
+    "ledger.recovered": lambda data: (
+        (f"{len(data['cuts'])} cut, kept in quarantine/" if data["cuts"] else "nothing lost")
+        + f"; last good {data['last_seq']}"
+    ),
     "ledger.cut": lambda data: f"behind {data['last_seq']} by {data['actor']} {data['reason']}",
     "ledger.restored": lambda data: f"{', '.join(file['file'] for file in data['files'])} by {data['actor']}",
     "daemon.started": lambda data: f"hermesd {data['version']}, pid {data['pid']}, zone {data['zone']}",
@@ -218,5 +244,36 @@ _SUMMARIES: dict[str, Callable[[Json], str]] = {
         f"{show.count(len(data['digests']), 'artifact')} by {data['actor']}: {data['reason']}"
     ),
     "audit.finished": lambda data: f"up to {data['seq']}: {_findings(data)}",
+    "gateway.started": lambda data: f"hermesd {data['version']}, pid {data['pid']}",
+    "gateway.stopped": lambda data: data["why"],
+    "model.registered": lambda data: f"{data['runtime']}, {data['path']}",
+    "model.forgotten": lambda data: "the gateway has it no more",
+    "engine.spawned": lambda data: f"{data['model']} on {data['device']}, {data['runtime']}, {data['rung']}",
+    "engine.loaded": lambda data: f"{data['model']} in {show.span(data['took_ms'])}, pid {data['pid']}",
+    "engine.warmed": lambda data: f"{data['model']} is served from now on",
+    "engine.draining": lambda data: f"{data['model']}: {data['why']}",
+    "engine.ended": lambda data: (
+        f"{data['model']}: {data['why']}, {show.count(data['served'], 'answer')} {data['words']}"
+    ),
+    "engine.fell": lambda data: f"{data['model']} goes on {data['instead'] or data['rung']}: {data['words']}",
+    "breaker.opened": lambda data: (
+        f"{show.count(data['failures'], 'failure')}, for {show.span(data['open_ms'])}: {data['words']}"
+    ),
+    "breaker.closed": lambda data: f"{data['model']} answers again",
+    "generation.finished": lambda data: (
+        f"{data['outcome']} by {data['model']}, {show.count(data['generated_tokens'], 'token')}"
+        f" in {show.span(data['took_ms'])}"
+    ),
     "note.added": lambda data: f"{data['actor']}: {data['text']}",
+    "notice.queued": lambda data: f"to tell by {next(iter(data['to']))} of {data['on']}: {data['reason']}",
+    "notice.delivered": lambda data: f"delivered, attempt {data['attempt']}",
+    "notice.failed": lambda data: (
+        f"attempt {data['attempt']}: {data['error']}" + ("" if data["retry_at"] else "; it is given up")
+    ),
+    "notice.requeued": lambda data: f"by {data['actor']} {data['reason']}",
+    "upgrade.probed": _probed,
+    "upgrade.checked": lambda data: "all agrees" if data["facts"]["ok"] else data["facts"]["words"] or "does not agree",
+    "upgrade.planned": _upgrade_plan,
+    "upgrade.stepped": _stepped,
+    "upgrade.settled": lambda data: f"{data['outcome'].replace('_', ' ')}: {data['reason']}",
 }

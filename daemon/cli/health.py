@@ -10,6 +10,8 @@ from daemon.cli import show
 from daemon.heartbeat import Beat
 from daemon.reading import Reading
 from ledger.instant import Now, ms_of, text_of
+from ledger.reader import FOLDER
+from ledger.segment import segments_in
 from policies.reaction import overdue_ms
 from state.graph import WITH_PROCESS, Graph, Job, Node, Run
 
@@ -54,6 +56,13 @@ def loop_findings(beat: Beat | None, boot_id: str, late_ms: int, here: Node | No
         what = f"the loop of the daemon (pid {beat.pid}) has not completed a turn for {show.span(beat.age_ms())}"
         do = f"see `hermesd status`; if it hangs, `kill -9 {beat.pid}` and start it again: runs go on, nothing is lost"
         yield Finding("late", "", what, text_of(beat.wall_ms), do)
+
+
+def ledger_gone(reading: Reading) -> Iterator[Finding]:
+    """Of a daemon that lives: whether it writes into files that nobody will find."""
+    if not segments_in(reading.disk.list(FOLDER)):
+        what = "the ledger was removed while the daemon runs: nothing that it records now is kept"
+        yield Finding("damaged", "ledger", what, "", "`hermesd stop`, then put a backup in its place")
 
 
 def stuck(reading: Reading, now: Now) -> Iterator[Finding]:

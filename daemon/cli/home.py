@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def init(call: Call, *, examples: bool) -> None:
         print(f"There is a home at {home.path} already; nothing of it was changed.")
     if copied:
         print(f"{len(copied)} examples are in {home.jobs / 'examples'}: copy what you want into {home.jobs}.")
-    option = f" --home {home.path}" if call.home_given else ""
+    option = f" --home {shlex.quote(str(home.path))}" if call.home_given else ""
     print("Next:")
     show.facts(
         [

@@ -28,8 +28,8 @@ Json = Any
 def in_force(call: Call, reading: Reading | None = None) -> dict[str, Job]:
     """The jobs as the daemon runs them, or would once it had looked at the files: those of sound files, and the last
     good version of those whose file is broken."""
-    graph = (reading or call.reading).graph
-    loaded = jobfiles.load(call.home.jobs, call.settings.timezone)
+    reading = reading or call.reading
+    graph, loaded = reading.graph, jobfiles.load(call.home.jobs, zone_in_force(call, reading))
     jobs = {name: job for name, (job, _) in loaded.jobs.items()}
     broken = {Path(problem.file).name for problem in loaded.problems}
     for name, node in graph.jobs.items():
@@ -38,12 +38,20 @@ def in_force(call: Call, reading: Reading | None = None) -> dict[str, Job]:
     return dict(sorted(jobs.items()))
 
 
+def zone_in_force(call: Call, reading: Reading) -> str:
+    """The zone of schedules that name none. A daemon took it when it started, and this shell may be in another: so that
+    of the one that runs; else what the settings name; else that of the last one."""
+    here, settings = reading.graph.here, call.settings
+    named = "timezone" in settings.model_fields_set
+    return here.zone if here.zone and (here.daemon == "running" or not named) else settings.timezone
+
+
 def listing(call: Call) -> None:
     reading = call.reading
     jobs = in_force(call, reading)
     now_ms = SystemClock().now().wall_ms
     rows = [_row(reading, name, job, now_ms) for name, job in jobs.items()]
-    loaded = jobfiles.load(call.home.jobs, call.settings.timezone)
+    loaded = jobfiles.load(call.home.jobs, zone_in_force(call, reading))
     if call.json:
         show.json(rows)
         return
@@ -78,7 +86,9 @@ def _row(reading: Reading, name: str, job: Job, now_ms: int) -> Json:
         notes.append("new: no daemon has seen it yet")
     elif node is not None and node.digest != job.digest():
         notes.append("changed: no daemon has seen the change yet")
-    if node is not None and node.failures_in_row:
+    if known and node is not None and node.paused:
+        notes.append(f"paused by {node.paused['actor']}")
+    if node is not None and node.failures_in_row > 1:
         notes.append(f"failed {node.failures_in_row} times in a row")
     if (files := reading.graph.arrivals.get(name)) is not None:
         notes += [f"{show.count(len(files.pending), 'file')} waiting"] if files.pending else []
@@ -148,8 +158,18 @@ def shown(call: Call, name: str) -> None:
 
 
 def unknown(call: Call, name: str, known: Mapping[str, object]) -> Failure:
+    problems = jobfiles.load(call.home.jobs, call.settings.timezone).problems
+    own = next((problem for problem in problems if problem.job == name), None)
+    if own is not None:
+        what = f"there is no job {name!r}: its file was rejected"
+        return Failure(Exit.UNKNOWN, what, where=str(own), do="correct it; `hermesd jobs check` shows every problem")
     do = meant(name, sorted(known), f"the jobs are: {', '.join(sorted(known))}" if known else "there is none yet")
-    return Failure(Exit.UNKNOWN, f"there is no job {name!r}", where=str(call.home.jobs), do=do)
+    return Failure(Exit.UNKNOWN, f"there is no job {name!r}", where=str(call.home.jobs), do=do + rejections(problems))
+
+
+def rejections(problems: list[jobfiles.Problem]) -> str:
+    """What advice adds where the job that is missed may stand in a file that was rejected."""
+    return f"; {show.count(len(problems), 'problem')} in job files: see `hermesd jobs check`" if problems else ""
 
 
 def settings_or_defaults(call: Call) -> Settings:
@@ -169,10 +189,10 @@ def schema(call: Call) -> None:
 def upcoming_slots(call: Call, name: str, *, limit: int, start: str, file: Path | None) -> None:
     """`hermesd next`."""
     now_ms = SystemClock().now().wall_ms
-    settings = settings_or_defaults(call) if file is not None else call.settings
-    from_ms = instant_ms(start, now_ms, settings.timezone, ago=False) if start else now_ms
+    zone = settings_or_defaults(call).timezone if file is not None else zone_in_force(call, call.reading)
+    from_ms = instant_ms(start, now_ms, zone, ago=False) if start else now_ms
     if file is not None:
-        loaded = jobfiles.load_files([file], settings.timezone)
+        loaded = jobfiles.load_files([file], zone)
         if loaded.problems:
             raise Failure(
                 Exit.BAD_INPUT,
@@ -187,7 +207,7 @@ def upcoming_slots(call: Call, name: str, *, limit: int, start: str, file: Path 
     chosen = {found: job for found, job in jobs.items() if job.enabled and (not name or found == name)}
     rows: list[tuple[int, str, dict[str, str]]] = []
     for found, job in chosen.items():
-        rows += [(ms_of(row["utc"]), found, row) for row in upcoming(job, from_ms, limit, settings.timezone)]
+        rows += [(ms_of(row["utc"]), found, row) for row in upcoming(job, from_ms, limit, zone)]
     rows = sorted(rows, key=lambda row: row[:2])[:limit]
     several = len(chosen) > 1
     paused = {} if file is not None else {job.name: job.paused for job in call.reading.graph.jobs.values()}
@@ -212,6 +232,9 @@ def upcoming_slots(call: Call, name: str, *, limit: int, start: str, file: Path 
         )
     elif name and name in chosen and "on" in chosen[name].canonical()["schedule"]:
         print(f"{name} starts whenever a file arrives: {chosen[name].canonical()['schedule']['on']['path']}")
+    elif name:
+        why = f"its schedule is `{schedule_text(jobs[name].canonical()['schedule'])}`"
+        print(f"Nothing of {name} is coming by the clock: {why if name in chosen else 'it is disabled'}.")
     else:
         why = "is due by the clock" if chosen else "is enabled" if jobs else "is there"
         print(f"Nothing is coming: no job {why}.")

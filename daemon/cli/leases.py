@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Sequence
 
 from daemon.cli import show
 from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
+from daemon.control import user
 from daemon.leases import KEY, Held, LeaseFolder, Me, lease_exec
 from daemon.system import SystemClock
 from policies.fault import BadValue
@@ -57,7 +57,7 @@ def listing(call: Call) -> None:
 
 def acquire(call: Call, key: str, ttl: str) -> int:
     folder = _folder(call, key)
-    answer = folder.acquire(key, f"{getpass.getuser()}'s shell", _ms("--ttl", ttl), mine=False)
+    answer = folder.acquire(key, f"{user()}'s shell", _ms("--ttl", ttl), mine=False)
     if isinstance(answer, Held):
         raise _taken(answer)
     if call.json:

@@ -30,12 +30,15 @@ from state.graph import Graph
 
 Json = Any
 
+NOTHING_YET = "No daemon has run here yet: there is no ledger to look at."
+
 
 def verify(call: Call, *, artifacts: bool) -> int:
     reading = call.reading
+    untouched = reading.home.untouched()
     with reading.watched():
         found = verified(reading.disk)
-    damages = list(found.damages)
+    damages = [] if untouched else list(found.damages)
     kept = 0
     if artifacts:
         for damage in _artifact_damages(reading):
@@ -52,8 +55,11 @@ def verify(call: Call, *, artifacts: bool) -> int:
     }
     if call.json:
         return _print_damages(call, told, damages)
+    if untouched:
+        print(NOTHING_YET)
+        return Exit.FINE
     torn = f"; {found.torn_bytes} bytes behind the last batch are unfinished" if found.torn_bytes else ""
-    named = f", {kept} artifacts" if artifacts else ""
+    named = f", {show.count(kept, 'artifact')}" if artifacts else ""
     segments = show.count(found.segments, "segment")
     print(f"{found.records} records in {segments}{named}{torn}. Head: {found.last.seq} {found.last.hash}")
     if not damages:
@@ -157,7 +163,7 @@ def replay(call: Call, *, verify: bool, to: int | None, graph: bool, form: str) 
         past.fold(record)
         head = Head(record.seq, record.hash)
     # What a fold never reads (HEAD, EPOCH, the end of the last line) must be sound too before the past is vouched for.
-    if verify and (damages := verified(call.reading.disk).damages):
+    if verify and not call.reading.home.untouched() and (damages := verified(call.reading.disk).damages):
         return _print_damages(call, {"ok": False}, list(damages))
     if graph and form == "json":
         show.json(snapshot_json(past.graph, head))
@@ -170,7 +176,8 @@ def replay(call: Call, *, verify: bool, to: int | None, graph: bool, form: str) 
         show.json(told | _counts(past.graph))
     else:
         counts = _counts(past.graph)
-        nodes = f"{counts['nodes']} nodes, among them {counts['jobs']} jobs and {counts['runs']} runs"
+        among = f"{show.count(counts['jobs'], 'job')} and {show.count(counts['runs'], 'run')}"
+        nodes = f"{show.count(counts['nodes'], 'node')}, among them {among}"
         print(f"{head.seq} records give {nodes}. Head: {head.hash}")
         if verify:
             print(f"ok: {plans - differing} plans, every decision hash follows from its recorded inputs")

@@ -100,7 +100,7 @@ def remove(call: Call, name: str) -> None:
     try:
         freed = Store(call.home.models).remove(name)
     except StoreError as error:
-        raise _failure(error) from error
+        raise _failure_of(call, name, error) from error
     if call.json:
         show.json({"removed": name, "freed_bytes": freed})
     else:
@@ -114,7 +114,7 @@ def verify(call: Call, name: str) -> int:
         manifests = [store.manifest(name)] if name else store.manifests()
         faults = {manifest.name: store.verify(manifest.name) for manifest in manifests}
     except StoreError as error:
-        raise _failure(error) from error
+        raise _failure_of(call, name, error) from error
     bad = {each: words for each, words in faults.items() if words}
     if call.json:
         show.json({"verified": sorted(faults), "faults": bad})
@@ -193,7 +193,7 @@ def _manifest(call: Call, name: str) -> Manifest:
     try:
         return Store(call.home.models).manifest(name)
     except StoreError as error:
-        raise _failure(error) from error
+        raise _failure_of(call, name, error) from error
 
 
 def _named(call: Call) -> dict[str, Path]:
@@ -205,6 +205,15 @@ def _named(call: Call) -> dict[str, Path]:
 
 def _failure(error: StoreError) -> Failure:
     return Failure(Exit.UNKNOWN if error.unknown else Exit.BAD_INPUT, str(error), do=error.do)
+
+
+def _failure_of(call: Call, name: str, error: StoreError) -> Failure:
+    """Of one model: `list` also names those that are not kept here."""
+    failure = _failure(error)
+    if error.unknown and name and (path := _named(call).get(name)) is not None:
+        failure.where = show.path(str(path))
+        failure.do = f"jobs can use {name} where it lies; `hermesd models add` would take it into the store"
+    return failure
 
 
 def _parameters(count: int) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from daemon import jobfiles
 from daemon.cli import health, show
 from daemon.cli.call import Call
+from daemon.cli.jobs import zone_in_force
 from daemon.order import Unfillable, task_to_check
 from daemon.policyfile import scheduling_policy
 from daemon.reading import Reading
@@ -84,7 +85,7 @@ def _reason(decided: Json, zone: str) -> str:
 
 def _pending(call: Call, reading: Reading) -> list[str]:
     """What the job files say that no daemon has taken up, wishes that wait in the inbox, and who has paused what."""
-    jobs, problems = jobfiles.accepted(jobfiles.load(call.home.jobs, call.settings.timezone), call.home.jobs)
+    jobs, problems = jobfiles.accepted(jobfiles.load(call.home.jobs, zone_in_force(call, reading)), call.home.jobs)
     told = [f"{event.type} {event.subject}" for event in adoption.changes(reading.graph, jobs, problems)]
     waiting = [name for name in reading.disk.list("inbox") if name.endswith(".json") and not name.startswith(".")]
     if waiting:

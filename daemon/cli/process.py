@@ -22,7 +22,7 @@ from daemon.serve import Daemon
 from daemon.version import version
 from daemon.workers import identity
 from ledger.errors import Corrupt
-from state.graph import WITH_PROCESS, Graph, is_container
+from state.graph import WITH_PROCESS, Graph, Rejection, is_container
 
 _LOOK_AGAIN_S = 0.02
 
@@ -55,6 +55,8 @@ def serve(call: Call) -> None:
                 on = f", {show.count(len(going), 'run')} in progress" if going else ""
                 told = f"{home.path}, pid {pid}, epoch {epoch}, {show.count(jobs, 'job')}{on}"
                 print(f"hermesd {version()} is ready: {told}", flush=True)
+                if rejected := sum(isinstance(node, Rejection) for node in loop.graph.nodes.values()):
+                    print(f"{show.count(rejected, 'job file')} rejected: see `hermesd jobs check`", flush=True)
 
     try:
         daemon.run(ready)

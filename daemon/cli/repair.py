@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import socket
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from daemon.cli import show
 from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
+from daemon.control import actor
 from daemon.system import OsDisk, SystemClock
 from daemon.version import version
 from daemon.workers import identity
@@ -37,7 +37,7 @@ def cut(call: Call, at: int, *, accept_loss: bool, reason: str) -> int:
             _tell_loss(call, planned, done=False)
             return Exit.NO
         data = repair.cut(disk, planned, clock.now())
-    _record(call, disk, clock, "ledger.cut", data | {"actor": _actor(), "reason": reason})
+    _record(call, disk, clock, "ledger.cut", data | {"actor": actor(), "reason": reason})
     _tell_loss(call, planned, done=True)
     return Exit.FINE
 
@@ -61,7 +61,7 @@ def restore(call: Call, source: Path) -> int:
         )
     data = {"files": [asdict(one) for one in restored], "cuts": [asdict(one) for one in cuts], "found": []}
     try:
-        _record(call, disk, clock, "ledger.restored", data | {"actor": _actor()})
+        _record(call, disk, clock, "ledger.restored", data | {"actor": actor()})
     except Corrupt:
         _tell_restored(call, restored, cuts)
         print("There is more damage:")
@@ -92,10 +92,6 @@ def _record(call: Call, disk: OsDisk, clock: SystemClock, type_: str, data: dict
         ledger.append([draft(type_, f"ledger/{ledger.ledger_id}", data)], clock.now())
     finally:
         ledger.close()
-
-
-def _actor() -> str:
-    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def _tell_loss(call: Call, planned: Loss, *, done: bool) -> None:

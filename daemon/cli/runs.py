@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from daemon.reading import Reading
 from ledger.instant import ms_of
 from ledger.reader import Tail
 from ledger.record import Record
-from state.graph import OVER, Redacted, Run
+from state.graph import OVER, WITH_PROCESS, Redacted, Run
 
 Json = Any
 
+_STATES = sorted({"waiting", "backoff"} | WITH_PROCESS | OVER)
 _POLL_S = 0.05
 _DAEMON_LOOKED_AFTER_S = 2.0
 
@@ -36,6 +37,8 @@ def start(call: Call, job: str, *, wait: bool, reason: str, file: Path | None = 
     if "left" in answer:
         say(call, answer, f"No daemon is running: {job} will be started by the next one ({answer['left']}).")
         return Exit.FINE
+    if reading.graph.here.paused:
+        print("Everything is paused: it begins after `hermesd resume`.", file=sys.stderr)
     if not wait:
         say(call, answer, f"Asked for run {answer['run']}. Follow it with `hermesd runs logs -f {answer['run']}`.")
         return Exit.FINE
@@ -64,7 +67,7 @@ def cancel(call: Call, name: str, *, reason: str) -> None:
         answer = ask(call, "cancel", {"run": name, "reason": reason}, leave=True)
         say(call, answer, f"What is left of the backfill of {asked.job} is given up: {len(asked.slots)} slots.")
         return
-    run = find(call.reading, name)
+    run = find(call.reading, name, rather=lambda run: run.state not in OVER)
     answer = ask(call, "cancel", {"run": run.name, "reason": reason}, leave=True)
     if "left" in answer:
         say(call, answer, f"No daemon is running: the next one will cancel {run.name} ({answer['left']}).")
@@ -82,6 +85,12 @@ def listing(call: Call, *, job: str, state: str, limit: int) -> None:
     reading = call.reading
     if job:
         known_job(call, job)
+    state = state.replace(" ", "_").replace("-", "_")  # As it is shown, too.
+    if state and state not in _STATES:
+        from policies.fault import meant
+
+        do = meant(state, _STATES, f"they are {', '.join(_STATES)}")
+        raise Failure(Exit.BAD_INPUT, f"no run can be {state!r}", do=do)
     runs = [run for run in reversed(reading.runs()) if not run.parent]
     chosen = [run for run in runs if (not job or run.job == job) and (not state or run.state == state)][:limit]
     if call.json:
@@ -137,7 +146,9 @@ def shown(call: Call, name: str) -> None:
 def logs(call: Call, name: str, *, stderr: bool, follow: bool, attempt: int | None) -> None:
     """What a run printed, byte for byte. Of an agent's run: what its steps printed, each under its name."""
     reading = call.reading
-    run = find(reading, name)
+    run, latest = find(reading, name, rather=lambda run: bool(run.started_at)), find(reading, name)
+    if run is not latest:
+        print(f"(of {run.name}; {latest.name} was {_words(latest.state)}: {latest.reason})", file=sys.stderr)
     file = "stderr.log" if stderr else "stdout.log"
     steps = [child for child_name in run.children if (child := reading.graph.run(child_name)) is not None]
     if run.spec.get("kind") == "agent" or steps:
@@ -160,7 +171,9 @@ def _print_log(call: Call, reading: Reading, run: Run, file: str, *, follow: boo
         if run.state in OVER and run.outputs.get(file):
             do = "its folder was removed; the ledger still has the digest: `hermesd why " + run.name + "`"
             raise Failure(Exit.UNKNOWN, f"the output of run {run.name} is not there any more", where=str(path), do=do)
-        print(f"{run.name} has printed nothing: {_words(run.state)}: {run.reason}", file=sys.stderr)
+        complained = file == "stdout.log" and (path.with_name("stderr.log")).exists()
+        nothing = "nothing but what it complained (`--stderr` shows it)" if complained else "nothing"
+        print(f"{run.name} has printed {nothing}: {_words(run.state)}: {run.reason}", file=sys.stderr)
         return
     over = _over(reading, run.name) if follow else iter((True,))
     offset = 0
@@ -234,15 +247,15 @@ def _is_of(run: str, name: str) -> bool:
     return run == name or run.startswith(f"{name}.")
 
 
-def find(reading: Reading, name: str) -> Run:
-    """The run of this name, the latest of a job of this name, or the only run whose name begins so. Failure if there is
-    none, or several."""
+def find(reading: Reading, name: str, *, rather: Callable[[Run], bool] = lambda _: True) -> Run:
+    """The run of this name, the latest of a job of this name (of those such as `rather`, if there are any), or the only
+    run whose name begins so. Failure if there is none, or several."""
     exact = reading.graph.run(name)
     if exact is not None:
         return exact
     of_job = [run for run in reading.runs() if run.job == name and not run.parent]
     if of_job:
-        return of_job[-1]
+        return ([run for run in of_job if rather(run)] or of_job)[-1]
     fitting = [run for run in reading.runs() if run.name.startswith(name) and not run.parent] if name else []
     if not fitting:
         do = "see `hermesd runs list`; `hermesd why` knows older ones"
@@ -254,13 +267,11 @@ def find(reading: Reading, name: str) -> Run:
 
 
 def known_job(call: Call, name: str) -> None:
-    from daemon.cli.jobs import in_force
-    from policies.fault import meant
+    from daemon.cli.jobs import in_force, unknown
 
     known = in_force(call).keys() | {job.name for job in call.reading.graph.jobs.values() if not job.removed}
     if name not in known:
-        do = meant(name, sorted(known), f"the jobs are: {', '.join(sorted(known))}" if known else "there is none yet")
-        raise Failure(Exit.UNKNOWN, f"there is no job {name!r}", where=str(call.home.jobs), do=do)
+        raise unknown(call, name, dict.fromkeys(known))
 
 
 def ask(call: Call, verb: str, args: Json, *, leave: bool) -> Json:

@@ -36,15 +36,16 @@ def status(call: Call) -> int:
 
 def report(call: Call) -> Json:
     reading = call.reading
-    pulse, silence = None, "no daemon is running"
+    pulse, silence, state = None, "no daemon is running", reading.graph.here.daemon
     try:
         pulse = call.pulse()
     except CallFailed as error:
-        silence = f"a daemon is there and its loop does not answer: {error.message}"
+        silence, state = f"a daemon is there and its loop does not answer: {error.message}", "silent"
     now = SystemClock().now()
     graph, here = reading.graph, reading.graph.here
     loop = _loop(reading, pulse, now)
-    found = list(health.stuck(reading, now)) if pulse is not None else []  # With no daemon, nothing was to happen.
+    # With no daemon, nothing was to happen.
+    found = [*health.ledger_gone(reading), *health.stuck(reading, now)] if pulse is not None else []
     for_a_person = [*health.lost(graph), *health.paused_by_itself(graph)]
     old = list(health.stale(graph, health.freshness(graph), now.wall_ms))
     problems = _loop_problems(pulse, loop) if pulse is not None else [silence]
@@ -71,7 +72,7 @@ def report(call: Call) -> Json:
         "problems": problems,
         "home": str(reading.home.path),
         "daemon": {
-            "state": "up" if pulse is not None else here.daemon if here.daemon == "stopped" else "gone",
+            "state": "up" if pulse is not None else state if state in ("stopped", "silent") else "gone",
             "up": pulse is not None,
             "pid": pulse["pid"] if pulse else 0,
             "loop_completed_ms_ago": loop["completed_ms_ago"],
@@ -173,13 +174,13 @@ def _print(report: Json, zone: str, now: Now) -> None:
     turn_ms = daemon["loop_completed_ms_ago"]
     late = f", {show.span(daemon['loop_late_ms'])} late" if daemon["loop_late_ms"] else ""
     if daemon["up"]:
-        age = show.span(now.wall_ms - ms_of(daemon["since"]))
+        age = f" for {show.span(now.wall_ms - ms_of(daemon['since']))}" if daemon["since"] else ""
         who = f"pid {daemon['pid']}, epoch {daemon['epoch']}"
-        pairs.append(("daemon", f"up for {age}, {who}"))
+        pairs.append(("daemon", f"up{age}, {who}"))
+    elif daemon["state"] == "silent":
+        pairs.append(("daemon", f"up since {show.moment(daemon['since'], zone)}, and does not answer"))
     elif daemon["state"] == "gone":
-        pairs.append(
-            ("daemon", f"up since {show.moment(daemon['since'], zone)} by its last word, but it does not answer")
-        )
+        pairs.append(("daemon", f"gone without a word; it was up since {show.moment(daemon['since'], zone)}"))
     else:
         pairs.append(("daemon", f"down since {show.moment(daemon['since'], zone)}" if daemon["since"] else "never ran"))
     if daemon["loop_completed_at"]:

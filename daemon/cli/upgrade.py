@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
+from daemon import jobfiles
 from daemon.cli import show
 from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
-from daemon.cli.jobs import in_force
+from daemon.cli.jobs import in_force, rejections
 from daemon.cli.runs import ask, follow, say
 from daemon.reading import Reading
 from ledger.index import Wanted
@@ -265,7 +266,8 @@ def _job(call: Call, reading: Reading, job: str) -> tuple[str, Json]:
         raise Failure(Exit.UNKNOWN, f"there is no upgrade job {job!r}", do=meant(job, sorted(jobs), _names(jobs)))
     if not job and len(jobs) != 1:
         what = "which job is meant?" if jobs else "no job upgrades repositories"
-        raise Failure(Exit.UNKNOWN, what, do=_names(jobs))
+        rejected = "" if jobs else rejections(jobfiles.load(call.home.jobs, call.settings.timezone).problems)
+        raise Failure(Exit.UNKNOWN, what, do=_names(jobs) + rejected)
     name = job or next(iter(jobs))
     return name, jobs[name]
 

@@ -56,7 +56,12 @@ def _remember(context: typer.Context, home: str | None, json: bool) -> Call:
 
 def root(**settings: Any) -> typer.Typer:
     app = typer.Typer(
-        name="hermesd", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, **settings
+        name="hermesd",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **settings,
     )
 
     @app.callback()

@@ -77,7 +77,7 @@ def _look(call: Call, bounds: dict[str, int], late_ms: int) -> list[Finding]:
 
 def _in_the_graph(reading: Reading, bounds: dict[str, int], clock: SystemClock, *, up: bool) -> list[Finding]:
     graph, now = reading.graph, clock.now()
-    found = list(health.stuck(reading, now)) if up else []
+    found = [*health.ledger_gone(reading), *health.stuck(reading, now)] if up else []
     found += health.stale(graph, health.freshness(graph) | bounds, now.wall_ms)
     return [*found, *health.lost(graph), *health.paused_by_itself(graph)]
 

@@ -13,7 +13,7 @@ from daemon.cli import slot as slots
 from daemon.cli.call import Call
 from daemon.cli.exits import Exit
 from daemon.cli.failure import Failure
-from daemon.cli.jobs import in_force, unknown
+from daemon.cli.jobs import in_force, unknown, zone_in_force
 from daemon.cli.runs import told
 from daemon.reading import Reading
 from daemon.system import SystemClock
@@ -114,7 +114,7 @@ def _at(call: Call, reading: Reading, what: str, now_ms: int) -> tuple[_Found | 
         if name in files:
             raise _no_decision(name, known=True)
         raise unknown(call, name, dict.fromkeys([*reading.graph.jobs, *files]))
-    zone = slots.zone_of(job, call.settings.timezone)
+    zone = slots.zone_of(job, zone_in_force(call, reading))
     instants = slots.instants_of(text, zone)
     for instant in instants:
         found = _decided_at(reading, name, instant.at_ms)
@@ -186,7 +186,7 @@ def _resolve(call: Call, reading: Reading, what: str, now_ms: int) -> _Found | J
     if slot is None:
         raise _no_decision(what, known=False)
     name, at_ms = slot
-    zone = slots.zone_of(reading.graph.jobs[name], call.settings.timezone)
+    zone = slots.zone_of(reading.graph.jobs[name], zone_in_force(call, reading))
     return slots.undecided(reading, name, at_ms, now_ms, zone, call.pulse() is not None)
 
 

@@ -23,8 +23,8 @@ def say(event: str, level: str = "info", **fields: Json) -> None:
     try:
         sys.stderr.buffer.write(data + b"\n")
         sys.stderr.buffer.flush()
-    except (BrokenPipeError, ValueError):
-        return  # nobody reads it any more; that is no reason to stop serving
+    except (OSError, ValueError):
+        return  # nobody reads it any more, or its disk is full; that is no reason to stop serving
 
 
 def trace_id(traceparent: str | None) -> str:

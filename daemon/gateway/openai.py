@@ -165,9 +165,7 @@ async def stream_again(desk: Desk, call: Call) -> Response:
     if call.last_event_id is None:
         stream, last = desk.streams.behind(call.path["stream"], 0)
     else:
-        stream, last = desk.streams.again(call.last_event_id)
-        if stream.id != call.path["stream"]:
-            raise Refusal(400, "Last-Event-ID is of another stream.", code="invalid_event_id")
+        stream, last = desk.streams.again(call.last_event_id, call.path["stream"])
     return Events(stream, last)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import resource
 import secrets
 import signal
@@ -13,6 +14,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,6 +52,8 @@ HEAD_BYTES_MAX = 64 << 10
 CONNECTIONS_MAX = 4096
 DRAIN_S = 10.0
 """On stopping, answers in progress have so long."""
+EXPIRE_EVERY_S = 3600.0
+"""So often it is looked whether kept texts are to go."""
 
 
 class Connection(HttpToolsProtocol):
@@ -76,6 +80,7 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._idle:
             self._await_head()
+            data = _without_upgrade(data)
         before = self.cycle
         super().data_received(data)
         if self.cycle is not before:
@@ -113,6 +118,17 @@ class Connection(HttpToolsProtocol):
         self._head_timer = None
         if self._idle:
             self.transport.abort()
+
+
+_UPGRADE = re.compile(rb"(\r\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """The wish to speak another protocol is passed over, as it may be. httptools would take the request's body for the
+    beginning of that protocol; Java's client wishes for HTTP/2 by itself."""
+    end = data.find(b"\r\n\r\n")
+    head = data if end < 0 else data[:end]
+    return _UPGRADE.sub(rb"\1x-grade", head) + data[len(head) :] if _UPGRADE.search(head) else data
 
 
 _FULL_BODY = orjson.dumps(
@@ -174,6 +190,7 @@ class Gateway:
             kept = Kept(home.path / "generations", settings.keep_days)
             streams = Streams(settings.resume_s)
             desk = Desk(pool, streams, kept)
+            expiring = asyncio.create_task(_expire(kept))
             await spool.start()
             await pool.start()
             try:
@@ -181,6 +198,7 @@ class Gateway:
                     pool.register(spec)
                 await self._serve(Application(desk, Runtime(catalogue), token), desk, sockets, ready)
             finally:
+                expiring.cancel()
                 await streams.close()
                 await pool.close()
                 await spool.close("asked to stop")
@@ -240,6 +258,16 @@ class Gateway:
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
             file.write(orjson.dumps(facts) + b"\n")
         new.replace(target)
+
+
+async def _expire(kept: Kept) -> None:
+    """Texts go when their time is over, also where nobody asks for anything any more, or none are kept from now on."""
+    while True:
+        try:
+            kept.expire(datetime.now(UTC).date().isoformat())
+        except OSError as error:
+            log.say("kept texts not removed", "warning", why=error.strerror)
+        await asyncio.sleep(EXPIRE_EVERY_S)
 
 
 async def _preload(desk: Desk, name: str) -> None:

@@ -192,11 +192,13 @@ class Streams:
         self._streams[stream.id] = stream
         stream.on_alone(self._alone)
 
-    def again(self, event_id: str) -> tuple[Stream, int]:
-        """The stream that an event was of, and the event's number. Refusal."""
+    def again(self, event_id: str, of: str = "") -> tuple[Stream, int]:
+        """The stream that an event was of (`of`: which it must be), and the event's number. Refusal."""
         request_id, _, number = event_id.rpartition(".")
         if not re.fullmatch(EVENT_ID, event_id, re.ASCII) or event_id.endswith("\n"):
             raise Refusal(400, "Last-Event-ID must be the id of an event, such as 0123abc.7.", code="invalid_event_id")
+        if of and of != request_id:  # Whoever is refused here does not read: that stream goes on being given up.
+            raise Refusal(404, "Last-Event-ID is of another stream.", kind="not_found_error", code="event_gone")
         return self.behind(request_id, int(number))
 
     def behind(self, request_id: str, last: int) -> tuple[Stream, int]:

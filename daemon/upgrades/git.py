@@ -29,6 +29,7 @@ _CONFIG = {
     "core.pager": "cat",
     "core.editor": "true",
     "core.askPass": "true",
+    "core.alternateRefsCommand": "true",
     "core.commitGraph": "true",
     "gc.auto": "0",
     "gc.autoDetach": "false",
@@ -52,6 +53,7 @@ _CONFIG = {
     "status.submoduleSummary": "false",
     "diff.renames": "false",
     "color.ui": "false",
+    "log.showSignature": "false",
     "http.lowSpeedLimit": "1000",
     "http.lowSpeedTime": "30",
 }
@@ -201,7 +203,7 @@ def _end(process: subprocess.Popen[bytes]) -> int:
     return process.wait()
 
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
 
 
 def without_credentials(text: str) -> str:

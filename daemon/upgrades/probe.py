@@ -37,6 +37,8 @@ _IN_PROGRESS = (
     ("BISECT_LOG", "bisect"),
 )
 _OID = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
+_REF = re.compile(r"refs/[^\0-\x20\x7f~^:?*\[\\]+(\^\{\})?")
+"""What a ref can be called. Git takes a remote's word for it, and a colon would have `git fetch` write one of ours."""
 
 
 class Place:
@@ -260,7 +262,7 @@ def offer(git: Git, address: str, wanted: str, strategy: str, timeout_s: float) 
     refs: dict[str, str] = {}
     for line in done.out.decode("utf-8", "replace").splitlines():
         oid, _, name = line.partition("\t")
-        if not _OID.fullmatch(oid) or not name.startswith("refs/"):
+        if not _OID.fullmatch(oid) or not _REF.fullmatch(name):
             return found | {"failure": "corrupt", "words": "it answered something that is no list of refs"}
         refs[name] = oid
     if strategy.startswith("tag:"):

@@ -213,14 +213,20 @@ def _delete(path: str) -> None:
         os.unlink(path)
         return
 
+    opened: set[str] = set()
+
     def open_up(function: Callable[[str], object], name: str, error: object) -> None:
         del error
         for folder in (os.path.dirname(name), name):
             with contextlib.suppress(OSError):
                 if stat.S_ISDIR(os.lstat(folder).st_mode):
                     os.chmod(folder, 0o700)
-        with contextlib.suppress(OSError):
-            function(name)
+        if function in (os.unlink, os.rmdir):
+            with contextlib.suppress(OSError):
+                function(name)
+        elif name not in opened:  # A folder that could not be read, and now can be; if not, not for ever.
+            opened.add(name)
+            shutil.rmtree(name, onerror=open_up)
 
     shutil.rmtree(path, onerror=open_up)
     if os.path.lexists(path):

@@ -55,7 +55,7 @@ def _print(call: Call, text: str, start: int, to: int, found: Found, took_s: flo
         return
     change = found.change
     record = change.record
-    print(f"{text} {'starts' if change.holds else 'stops'} to hold after record {record.seq} ({rate})")
+    print(f"{text} {'starts to hold' if change.holds else 'no longer holds'} after record {record.seq} ({rate})")
     moment = show.moment(record.ts, call.zone)
     print(f"  {record.type} of {record.subject}, {moment}")
     show.facts([(f"  {name}", f"{_said(old)} -> {_said(new)}") for name, old, new in _differing(change)])

@@ -34,14 +34,15 @@ class Given(NamedTuple):
 
 def jobs_of(call: Call, folder: Path | None) -> Given:
     """The jobs of the folder, else of the home. Those with mistakes are told, and left out."""
-    from daemon.cli.jobs import settings_or_defaults
+    from daemon.cli.jobs import settings_or_defaults, zone_in_force
 
     if folder is None:
         call.home.check(write=False)
     elif not folder.is_dir():
         raise Failure(Exit.BAD_INPUT, f"{folder} is no folder of job files", do="name the folder with --jobs DIR")
     place = folder or call.home.jobs
-    jobs, problems = jobfiles.accepted(jobfiles.load(place, settings_or_defaults(call).timezone), place)
+    zone = zone_in_force(call, call.reading) if has_home(call) else settings_or_defaults(call).timezone
+    jobs, problems = jobfiles.accepted(jobfiles.load(place, zone), place)
     if not jobs:
         raise Failure(Exit.BAD_INPUT, "there is no job that can be read", where=str(place), do="`hermesd jobs check`")
     return Given(jobs, problems, place)
@@ -58,7 +59,7 @@ def policy_of(call: Call, file: Path | None) -> SchedulingPolicy:
         return adopt(defaults, override)
     except FileNotFoundError:
         if file is not None:
-            raise
+            raise Failure(Exit.BAD_INPUT, f"there is no file {file}", do="name a policy with --policy FILE") from None
         return adopt(defaults, {})
     except IllegalPolicy as error:
         raise Failure(Exit.BAD_INPUT, str(error), where=str(path), do=f"the names are {', '.join(defaults)}") from None

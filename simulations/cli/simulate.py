@@ -56,7 +56,8 @@ def simulate(
             given.jobs, rules, resources_of(call, graph), habits,
             begin_ms=begin_ms, end_ms=begin_ms + int(days * _DAY_MS), seed=seed, faults=kinds, paused=paused,
         )  # fmt: skip
-    title = f"{show.count(len(given.jobs), 'job')}, {days:g} days from {show.moment(begin_ms, call.zone)}, seed {seed}"
+    ahead = f"{days:g} {'day' if days == 1 else 'days'} from {show.moment(begin_ms, call.zone)}"
+    title = f"{show.count(len(given.jobs), 'job')}, {ahead}, seed {seed}"
     if svg is not None:
         svg.write_text(chart.svg(found.tally, call.zone, title), encoding="utf-8")
     if call.json:

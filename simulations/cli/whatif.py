@@ -132,7 +132,8 @@ def _print(call: Call, found: Comparison, habits: Habits, seq: int, took_s: floa
     if habits.unknown:
         print(f"  No past at all, so a minute each and no failure: {', '.join(sorted(habits.unknown))}.")
     for kind, count in sorted(found.left_out.items()):
-        print(f"  {show.count(count, kind)} had no object any more and were left out.")
+        were = "was" if count == 1 else "were"
+        print(f"  {count} {kind} had no object any more and {were} left out.")
 
 
 def _row(one: Difference, zone: str) -> tuple[str, ...]:

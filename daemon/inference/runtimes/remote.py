@@ -67,9 +67,12 @@ class Remote(ABC):
         headers = {}
         if spec.key_file:
             try:
-                headers["Authorization"] = f"Bearer {Path(spec.key_file).read_text(encoding='utf-8').strip()}"
+                key = Path(spec.key_file).read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise EngineError(f"the key file {spec.key_file} cannot be read: {error}.") from error
+            if not key or not key.isascii() or not key.isprintable():  # httpx would quote it in its error.
+                raise EngineError(f"the key file {spec.key_file} holds no key: write one line of ASCII to it.")
+            headers["Authorization"] = f"Bearer {key}"
         self.model, self._rows = spec.model, spec.rows
         self._url = spec.url.rstrip("/")
         # No proxy from the environment: where a model's server is, its url says.
