@@ -197,8 +197,8 @@ def _known(disk: Disk, folder: str, last: Segment, here: bytes) -> dict[int, str
 
 def _holds(last: Segment, seals: Mapping[int, Seal], here: bytes, known: Mapping[int, str]) -> bool:
     """Whether the last segment is sound as it stands, but for an end that a crash tore."""
-    hashes, _, _ = _walked(last, seals, here)
-    return all(hashes.get(seq) == digest for seq, digest in known.items())
+    hashes, _, _ = _walked(last, seals, here)  # A segment without its first record never came to be: it is damaged.
+    return bool(hashes) and all(hashes.get(seq) == digest for seq, digest in known.items())
 
 
 def _followed(last: Segment, seals: Mapping[int, Seal], data: bytes, known: Mapping[int, str]) -> bytes:

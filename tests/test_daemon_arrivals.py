@@ -415,7 +415,7 @@ def test_a_job_is_started_by_hand_for_a_file(tmp_path: Path) -> None:
     drop = Drop(tmp_path, pattern="*.txt")
     put(tmp_path, "elsewhere")
     with Foreground(drop.home):
-        said = hermesd("start", "drop", "--home", drop.home, code=4).stderr
+        said = hermesd("start", "drop", "--home", drop.home, code=2).stderr
         assert "--file" in said
         hermesd("start", "drop", "--wait", "--file", tmp_path / "elsewhere", "--home", drop.home)
     assert drop.worked_on() == {str(tmp_path / "elsewhere"): 1}

@@ -574,6 +574,29 @@ def test_a_rollback_that_meets_a_new_commit_leaves_it(lib: Pair) -> None:
     assert_sound(lib.mine)
 
 
+def test_a_rollback_whose_git_is_killed_is_made_once_more(lib: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = told(lib, lib.ahead(a__txt="theirs\n"))
+    step("fetch", work), step("apply", work)
+    commit, killed = move_module._Locked.commit, []
+
+    def dying(locked: move_module._Locked) -> None:
+        if not killed:
+            killed.append(locked._process.pid)
+            locked._process.kill()
+            locked._process.wait()
+        commit(locked)
+
+    monkeypatch.setattr(move_module._Locked, "commit", dying)
+    found = step("rollback", work)
+    assert (found["ok"], found["at"], found["clean"], len(killed)) == (True, "old", True, 1)
+    killed.clear()
+    found = step("apply", work)  # which is not tried again, and leaves nothing that would keep a person out
+    assert (found["ok"], found["at"], found["clean"]) == (False, "old", True)
+    lib.mine.git("commit", "--allow-empty", "-m", "mine")
+    step("clean", work)
+    assert_sound(lib.mine)
+
+
 def test_a_rollback_keeps_work_that_is_not_in_its_way(lib: Pair) -> None:
     work = told(lib, lib.ahead(a__txt="theirs\n"))
     step("fetch", work), step("apply", work)

@@ -58,7 +58,7 @@ class Way(NamedTuple):
 def move(git: Git, place: Place, way: Way, *, strict: bool) -> None:
     """NotMoved if it was not. `strict`: not with anything uncommitted; else git refuses only where it is in the way."""
     if place.bare:
-        with _Locked(git, way) as branch:
+        with _Locked(git, place, way) as branch:
             branch.commit()
         return
     if (busy := place.in_progress()) and strict:
@@ -68,14 +68,14 @@ def move(git: Git, place: Place, way: Way, *, strict: bool) -> None:
         if head != way.ref:
             if strict:
                 raise NotMoved("moved", f"HEAD is on {head.removeprefix('refs/heads/') or 'no branch'} now")
-            _move_aside(git, way)
+            _move_aside(git, place, way)
             return
         copy = _copied(place)
         env = {"GIT_INDEX_FILE": str(copy)}
         git("update-index", "-q", "--refresh", "--ignore-submodules", env=env)
         if strict and (dirty := Status(git, env).dirty):
             raise NotMoved("dirty", f"uncommitted changes: {', '.join(some(dirty, 5))}")
-        with _Locked(git, way) as branch:
+        with _Locked(git, place, way) as branch:
             done = git("read-tree", "-m", "-u", way.source, way.target, env=env)
             if not done.ok:
                 give_back(git, place, way, way.source)
@@ -109,12 +109,12 @@ def _sync_files(path: str) -> None:
         os.close(descriptor)
 
 
-def _move_aside(git: Git, way: Way) -> None:
+def _move_aside(git: Git, place: Place, way: Way) -> None:
     """The branch alone: nobody's work tree is on it."""
     listed = git("worktree", "list", "--porcelain", "-z")
     if f"branch {way.ref}".encode() in listed.out.split(b"\0"):
         raise NotMoved("moved", f"branch {way.branch} is checked out in another work tree")
-    with _Locked(git, way) as branch:
+    with _Locked(git, place, way) as branch:
         branch.commit()
 
 
@@ -129,8 +129,9 @@ def _refusal(done: Done) -> str:
 class _Locked:
     """The branch locked at `way.source`; NotMoved if it is not there. `commit` moves it; else the lock is given up."""
 
-    def __init__(self, git: Git, way: Way) -> None:
-        self._git, self._way = git, way
+    def __init__(self, git: Git, place: Place, way: Way) -> None:
+        self._git, self._place, self._way = git, place, way
+        self._prepared = False
 
     def __enter__(self) -> _Locked:
         way = self._way
@@ -143,6 +144,7 @@ class _Locked:
             if at is not None and at != way.source:
                 raise NotMoved("moved", f"branch {way.branch} is at {at[:12]} now, and not at {way.source[:12]}")
             raise NotMoved("locked" if "lock" in words else "unknown", words or "git update-ref ended")
+        self._prepared = True
         return self
 
     def commit(self) -> None:
@@ -172,14 +174,25 @@ class _Locked:
 
     def _end(self) -> str:
         """It gives up what it has not committed, and takes its locks away."""
-        if self._process.returncode is not None:
-            return ""
-        try:
-            _, err = self._process.communicate(timeout=10)
-        except (subprocess.TimeoutExpired, ValueError):
-            self._process.terminate()
-            _, err = self._process.communicate()
-        return said((err or b"").decode("utf-8", "replace"))
+        words = ""
+        if self._process.returncode is None:
+            try:
+                _, err = self._process.communicate(timeout=10)
+            except (subprocess.TimeoutExpired, ValueError):
+                self._process.terminate()
+                _, err = self._process.communicate()
+            words = said((err or b"").decode("utf-8", "replace"))
+        if self._prepared and self._process.returncode < 0:
+            self._prepared = False
+            self._free()
+        return words
+
+    def _free(self) -> None:
+        """A git that is killed leaves the locks that it has taken for us. Nobody else could have taken them since."""
+        for lock in (self._place.common / f"{self._way.ref}.lock", self._place.git_dir / "HEAD.lock"):
+            with contextlib.suppress(OSError):
+                if lock.read_text().strip() in ("", self._way.source, self._way.target):
+                    lock.unlink()
 
 
 @contextlib.contextmanager

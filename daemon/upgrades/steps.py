@@ -180,7 +180,14 @@ def _rollback(work: Work, git: Git, place: Place) -> None:
     if left := recover(git, place, work.mark):
         raise Failed("dirty", f"somebody has changed {', '.join(left)} meanwhile")
     if git.commit(f"refs/heads/{work.branch}") != work.old:
-        move(git, place, Way(work.branch, work.new, work.old, work.mark), strict=False)
+        way = Way(work.branch, work.new, work.old, work.mark)
+        try:
+            move(git, place, way, strict=False)
+        except NotMoved as error:
+            if error.problem != "unknown":
+                raise
+            # A git that was killed, say for its memory, says nothing of the repository, and what did not work stays.
+            move(git, place, way, strict=False)
 
 
 def _inspect(work: Work, git: Git, place: Place) -> None:
