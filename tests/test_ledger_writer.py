@@ -78,6 +78,7 @@ def test_one_commit_is_one_write_and_one_sync() -> None:
     disk = SimDisk(1)
     ledger = opened(disk)
     commits, written = ledger.commits, ledger.bytes_written
+    assert commits == 1  # the segment's first record
     operations = disk.operations
     ledger.append([fact(i) for i in range(100)], at())
     assert [entry.split()[0] for entry in list(disk.trace)[operations:]] == ["reserve", "write", "sync"]
