@@ -423,6 +423,20 @@ def test_bodies_that_are_no_request(client: httpx.Client, body: bytes, status: i
     assert (said.status_code, said.json()["error"]["code"]) == (status, code)
 
 
+def test_a_file_to_be_sent_as_a_key_is_not_named_over_tcp(
+    gateway: Gateway, client: httpx.Client, tmp_path: Path
+) -> None:
+    secret = tmp_path / "id"
+    secret.write_text("of this user")
+    told = {"model_id": "far", "model_name": "far", "runtime_type": "openai"}
+    asked = told | {"parameters": {"url": "http://127.0.0.1:9/v1", "key_file": str(secret)}}
+    bearer = {"authorization": f"Bearer {gateway.token}"}
+    with httpx.Client(base_url=gateway.url, headers=bearer) as over_tcp:
+        refused = over_tcp.post("/api/v1/runtime/models/register", json=asked)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "key_file")
+    assert client.get("/api/v1/runtime/models/far").status_code == 404
+
+
 def test_other_things_that_are_no_request(gateway: Gateway, client: httpx.Client) -> None:
     assert client.post("/v1/completions", content=b"a=b", headers={"content-type": "text/plain"}).status_code == 415
     assert client.get("/v1/completions").headers["allow"] == "POST"

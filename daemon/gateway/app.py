@@ -84,7 +84,7 @@ def routes(runtime: Runtime) -> list[Route]:
         Route("GET", "/v1/streams/{stream}", "resume_stream", "Go on reading an answer that was cut off",
               openai.stream_again, statuses=(400, 401, 404), resumes=True, media="text/event-stream"),
         Route("POST", f"{own}/models/register", "register_model", "Make a model known", runtime.register,
-              asks=shapes.RegisterRequest, answers=shapes.ModelState, statuses=tells, bad=422),
+              asks=shapes.RegisterRequest, answers=shapes.ModelState, statuses=(*tells, 403), bad=422),
         Route("POST", f"{own}/models/load", "load_model", "Have it loaded before somebody asks", runtime.load,
               asks=shapes.ModelName, answers=shapes.ModelState, statuses=tells, bad=422),
         Route("POST", f"{own}/models/unload", "unload_model", "End its engines", runtime.unload,

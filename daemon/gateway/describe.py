@@ -19,6 +19,7 @@ Json = Any
 _WORDS = {
     400: "The request is wrong; `error.param` names the field.",
     401: "The token is missing or wrong (only over TCP).",
+    403: "Not over TCP, only over the gateway's own socket.",
     404: "There is no such model, stream or page.",
     408: "The request was not there in time.",
     409: "The model could not be loaded, and why.",

@@ -34,6 +34,15 @@ class Runtime:
     async def register(self, desk: Desk, call: Call) -> Response:
         asked: RegisterRequest = call.body
         more = asked.parameters
+        if more.key_file and call.asker.client != "socket":
+            # What is in it goes to `url`: by this, whoever has the token could have any file of this user's.
+            raise Refusal(
+                403,
+                "a key file can be named over the gateway's own socket, or in hermesd.yaml, and not over TCP.",
+                kind="permission_error",
+                code="key_file",
+                parameter="parameters.key_file",
+            )
         spec = Spec(
             model=self._catalogue.place(asked.model_id, asked.runtime_type),
             runtime=asked.runtime_type,
