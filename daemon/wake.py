@@ -424,4 +424,5 @@ class _ThreadTimer:
         self._scheduler.wakeup()
 
     def close(self) -> None:
+        self._scheduler.remove_all_jobs()  # One that is due just now would end its thread with a traceback.
         self._scheduler.shutdown()
