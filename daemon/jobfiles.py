@@ -6,13 +6,10 @@ A broken file breaks its own jobs and no others.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import orjson
 
 from daemon.document import FieldPath, Marks, Unreadable, read_document
 from policies import adoption, catalog
@@ -22,11 +19,6 @@ from policies.job import InvalidJob, Job, parse_job
 Json = Any
 
 SUFFIXES = (".yaml", ".yml", ".json")
-JOB_BYTES_MAX = 128 * 1024
-"""Of a job's canonical form. It is recorded whole, in one line of the ledger, and some of it again in others."""
-_RECORDED_MAX = 20
-_TEXT_MAX = 500
-"""So many problems of one file are recorded, and so much of each: a line of the ledger holds only so much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +90,7 @@ def load_files(files: list[Path], default_zone: str) -> Loaded:
             given = raw.get("name") if isinstance(raw, dict) else None
             name = given if isinstance(given, str) else None
             try:
-                job = _recordable(parse_job(_refuse_canonical(raw), default_zone))
+                job = parse_job(_refuse_canonical(raw), default_zone)
             except InvalidJob as error:
                 loaded.problems += [_located(file, marks, root, fault, name) for fault in error.faults]
                 broken |= {name} if name else set()
@@ -134,14 +126,6 @@ def _refuse_canonical(raw: Json) -> Json:
     return raw
 
 
-def _recordable(job: Job) -> Job:
-    size = len(orjson.dumps(job.canonical()))
-    if size > JOB_BYTES_MAX:
-        what = f"the job takes {size} bytes, and the ledger records no more than {JOB_BYTES_MAX}"
-        raise InvalidJob([Fault((), what, "Put what is long into a file, and name the file")])
-    return job
-
-
 def _located(file: Path, marks: Marks, root: FieldPath, fault: Fault, job: str | None) -> Problem:
     line, column = marks.at((*root, *fault.path))
     return Problem(str(file), line, column, fault.field, fault.message, fault.advice, job)
@@ -152,11 +136,11 @@ def accepted(loaded: Loaded, folder: Path) -> tuple[dict[str, adoption.Accepted]
     jobs = {
         name: adoption.Accepted(job.digest(), job.canonical(), path.name) for name, (job, path) in loaded.jobs.items()
     }
-    problems, of_file = [], Counter[str]()
-    for p in loaded.problems:
-        of_file[p.file] += 1
-        if of_file[p.file] <= _RECORDED_MAX:
-            name = adoption.FOLDER if p.file == str(folder) else Path(p.file).name
-            texts = (text[:_TEXT_MAX] for text in (p.field, p.message, p.advice))
-            problems.append(adoption.Problem(name, p.line, p.column, *texts))
+    problems = [
+        adoption.Problem(
+            adoption.FOLDER if p.file == str(folder) else Path(p.file).name,
+            p.line, p.column, p.field, p.message, p.advice,
+        )
+        for p in loaded.problems
+    ]  # fmt: skip
     return jobs, problems

@@ -15,6 +15,9 @@ Json = Any
 
 FOLDER = "."
 """In a problem: the folder of job files as a whole. Then no job is known to be gone."""
+_PROBLEMS_MAX = 20
+_TEXT_MAX = 500
+"""So many problems of one file are recorded, and so much of each: a record holds only so much."""
 
 
 class Problem(NamedTuple):
@@ -56,7 +59,11 @@ def changes(graph: Graph, jobs: Mapping[str, Accepted | Unread], problems: Itera
     """
     wrong: dict[str, list[Json]] = {}
     for problem in problems:
-        wrong.setdefault(problem.file, []).append(problem._asdict())
+        of_file = wrong.setdefault(problem.file, [])
+        if len(of_file) < _PROBLEMS_MAX:
+            of_file.append(
+                {name: it[:_TEXT_MAX] if isinstance(it, str) else it for name, it in problem._asdict().items()}
+            )
     for name, job in sorted(jobs.items()):
         known = graph.jobs.get(name)
         if known is not None and not known.removed and known.digest == job.digest:

@@ -63,6 +63,8 @@ from policies.template import Reference, places, reference, references
 from policies.upgrade.spec import Upgrade
 from policies.zone import first_instant_ms, wall_ms_of, zone_named
 
+JOB_BYTES_MAX = 128 * 1024
+"""Of a job's canonical form. It is recorded whole, in one line of the ledger, and some of it again in others."""
 SPEC = 1  # The version of the canonical form. Only a canonical form carries it, and only there a bare number is ms.
 
 
@@ -578,9 +580,16 @@ def parse_job(raw: Json, default_zone: str = "UTC") -> Job:
     except ValidationError as error:
         details = error.errors(include_url=False)
         raise InvalidJob([_fault(model, detail) for detail in details if not _echo(detail, details)]) from error
-    if not context["canonical"] and (faults := list(_misplaced(job))):
+    if not context["canonical"] and (faults := [*_misplaced(job), *_too_large(job)]):
         raise InvalidJob(faults)
     return job
+
+
+def _too_large(job: Job) -> Iterator[Fault]:
+    size = size_bytes([job.canonical()])
+    if size > JOB_BYTES_MAX:
+        what = f"the job takes {size} bytes, and the ledger records no more than {JOB_BYTES_MAX}"
+        yield Fault((), what, "Put what is long into a file, and name the file")
 
 
 def _misplaced(job: Job) -> Iterator[Fault]:

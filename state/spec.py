@@ -18,7 +18,7 @@ _specs: dict[bytes, dict[str, Json]] = {}
 
 
 def shared(spec: Mapping[str, Json]) -> dict[str, Json]:
-    """An equal spec, with its small parts shared. One that came a moment ago, in a past that is folded again, is."""
+    """An equal spec, with its small parts shared; the very one, if it has come before, as in a past folded again."""
     text = orjson.dumps(spec)
     known = _specs.get(text)
     if known is None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from daemon.document import LARGEST_BYTES
-from daemon.jobfiles import JOB_BYTES_MAX, accepted, is_job_file, load, load_files
+from daemon.jobfiles import accepted, is_job_file, load, load_files
 from ledger.record import LINE_BYTES_MAX
 from policies.adoption import changes
+from policies.job import JOB_BYTES_MAX
 from state.graph import Graph
 
 JOB = "name: {name}\nkind: command\nargv: [true]\nschedule: manual\n".replace("[true]", "[make]")

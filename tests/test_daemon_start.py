@@ -10,6 +10,16 @@ from daemon.home import Home
 from daemon.serve import Daemon
 
 
+def run_until_stopped(daemon: Daemon) -> None:
+    give_up = threading.Timer(30, daemon.waker.poke, ("stop",))
+    give_up.start()
+    try:
+        daemon.run()
+    finally:
+        give_up.cancel()
+        daemon.close()
+
+
 def test_files_written_while_the_daemon_reads_the_others_are_not_overlooked(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     home.make()
@@ -29,13 +39,7 @@ def test_files_written_while_the_daemon_reads_the_others_are_not_overlooked(tmp_
 
     daemon.loop.begin = begin_as_files_change  # type: ignore[method-assign]
     daemon.loop.tick = tick_until_told  # type: ignore[method-assign]
-    give_up = threading.Timer(20, daemon.waker.poke, ("stop",))
-    give_up.start()
-    try:
-        daemon.run()
-    finally:
-        give_up.cancel()
-        daemon.close()
+    run_until_stopped(daemon)
     assert list(daemon.loop.graph.jobs) == ["late"]
     assert daemon.loop.policy.max_running == 3
 
@@ -68,13 +72,7 @@ def test_folders_that_are_taken_away_are_made_again_and_what_cannot_be_watched_i
         return recorded
 
     daemon.loop.tick = tick_and_change  # type: ignore[method-assign]
-    give_up = threading.Timer(30, daemon.waker.poke, ("stop",))
-    give_up.start()
-    try:
-        daemon.run()
-    finally:
-        give_up.cancel()
-        daemon.close()
+    run_until_stopped(daemon)
     assert len(told) == 3, told
     assert list(daemon.loop.graph.jobs) == ["late"]
     assert daemon.loop.policy.max_running == 3

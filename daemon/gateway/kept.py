@@ -32,7 +32,6 @@ class Kept:
         today = datetime.now(UTC).date()
         if self._day != today.isoformat():
             self.close()
-            self.expire(today.isoformat())
             self._folder.mkdir(mode=0o700, exist_ok=True)
             path = self._folder / f"{today.isoformat()}.jsonl"
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -188,10 +188,11 @@ class _Locked:
         return words
 
     def _free(self) -> None:
-        """A git that is killed leaves the locks that it has taken for us. Nobody else could have taken them since."""
-        for lock in (self._place.common / f"{self._way.ref}.lock", self._place.git_dir / "HEAD.lock"):
+        """A git that is killed leaves the locks that it has taken for us, and by what they hold they are known."""
+        ours = {self._place.common / f"{self._way.ref}.lock": self._way.target, self._place.git_dir / "HEAD.lock": ""}
+        for lock, holds in ours.items():
             with contextlib.suppress(OSError):
-                if lock.read_text().strip() in ("", self._way.source, self._way.target):
+                if lock.read_text().strip() == holds:
                     lock.unlink()
 
 
