@@ -442,8 +442,8 @@ def test_a_tag_whose_name_is_an_order_to_git_writes_no_ref(lib: Pair, name: str)
     with server:
         found = probe(lib.mine, {"primary": f"http://127.0.0.1:{server.server_port}/"}, strategy="tag:v*")
         server.shutdown()
-    assert found["remotes"]["primary"]["failure"] == "corrupt"
     assert lib.mine.git("for-each-ref") == before
+    assert found["remotes"]["primary"]["failure"] == "corrupt", found["remotes"]
 
 
 def test_an_address_cannot_make_git_run_a_program(lib: Pair, tmp_path: Path) -> None:
