@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -62,9 +63,9 @@ def test_a_loop_that_hangs_is_late_though_its_process_lives(tmp_path: Path) -> N
     beat(home)
     make_late(home, 150_000)
     said = hermesd("watch", "--home", home, code=4).stdout
-    assert f"(pid {os.getpid()}) has not completed a turn for 2m30s" in said
+    assert re.search(rf"\(pid {os.getpid()}\) has not completed a turn for [2-9]m", said)  # 2m30s and what passed since
     assert f"kill -9 {os.getpid()}" in said
-    assert hermesd("watch", "--late", "3m", "--home", home).stdout == ""
+    assert hermesd("watch", "--late", "20m", "--home", home).stdout == ""
     assert "would cry wolf" in hermesd("watch", "--late", "30s", "--home", home, code=2).stderr
 
 
