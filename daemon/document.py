@@ -20,6 +20,7 @@ Json = Any
 LARGEST_BYTES = 1 << 20
 _DEEPEST = 50
 _MOST_VALUES = 200_000
+_CHARACTERS = 256  # of a long text count as one more value
 
 Position = tuple[int, int]  # line and column, from 1; (0, 0) is the file as a whole
 FieldPath = tuple[str | int, ...]
@@ -163,7 +164,8 @@ class _YamlReader:
         if event.tag not in (None, "!", "tag:yaml.org,2002:str"):
             raise Unreadable(here, f"the tag {event.tag} means nothing here", "Remove it; put text in quotes", path)
         if isinstance(event, yaml.ScalarEvent):
-            self._marks.add(1, here)
+            # An alias of a long text stands for much, too.
+            self._marks.add(1 + len(event.value) // _CHARACTERS, here)
             value = _plain(event.value) if event.implicit[0] and event.tag is None else str(event.value)
         elif isinstance(event, yaml.SequenceStartEvent):
             value = self._list(path, depth)
@@ -203,6 +205,7 @@ def _put_key(marks: Marks, path: FieldPath, here: Position, *, twice: bool) -> N
         first = marks.at(path)[0]
         raise Unreadable(here, f"the field {path[-1]!r} is given twice, first in line {first}", "Keep one", path)
     marks.put(path, here)
+    marks.add(len(str(path[-1])) // _CHARACTERS, here)
 
 
 def _json(text: str, marks: Marks) -> Json:
@@ -215,6 +218,9 @@ def _json(text: str, marks: Marks) -> Json:
     except ValueError as error:
         raise Unreadable((1, 1), f"this is not JSON: {error}", "Write a number in quotes, or null") from error
     return _JsonReader(text, marks).value((), 0)
+
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def _no_constant(word: str) -> Json:
@@ -250,14 +256,20 @@ class _JsonReader:
             return self._mapping(path, depth)
         if token == "[":
             return self._list(path, depth)
-        return json.loads(token)
+        return self._plain(token, here)
+
+    def _plain(self, token: str, here: Position) -> Json:
+        value = json.loads(token)
+        if isinstance(value, str) and _HALF.search(value):
+            raise Unreadable(here, "the text holds half of a surrogate pair", "Write the whole character")
+        return value
 
     def _mapping(self, path: FieldPath, depth: int) -> dict[str, Json]:
         mapping: dict[str, Json] = {}
         token, here = self._take()
         while token != "}":
             if token != ",":
-                key = json.loads(token)
+                key = self._plain(token, here)
                 _put_key(self._marks, (*path, key), here, twice=key in mapping)
                 self._take()
                 mapping[key] = self.value((*path, key), depth + 1)

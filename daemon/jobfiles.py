@@ -69,7 +69,23 @@ def load(folder: Path, default_zone: str) -> Loaded:
         what = f"the folder of job files cannot be read: {error.strerror}"
         loaded.problems.append(Problem(str(folder), 0, 0, "", what, "Create it, or correct its owner and mode"))
         return loaded
-    return load_files([folder / name for name in names], default_zone)
+    # Nothing that is no text can be recorded, nor a job whose file cannot be named.
+    unnamed = [name for name in names if not _is_text(name)]
+    loaded = load_files([folder / name for name in names if name not in unnamed], default_zone)
+    for name in unnamed:
+        problem = Problem(
+            f"{folder}/{ascii(name)[1:-1]}", 0, 0, "", "the name of this file is no UTF-8 text", "Rename it"
+        )
+        loaded.problems.append(problem)
+    return loaded
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def load_files(files: list[Path], default_zone: str) -> Loaded:

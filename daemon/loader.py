@@ -42,6 +42,8 @@ class Loader:
         self._child: subprocess.Popen[bytes] | None = None
         self._data = bytearray()
         self._once_more = False
+        self.overdue = False
+        """What was to be read could not be: ask again, a while later."""
         self._found: Found | None = None
         self._policies: dict[str, tuple[Mapping[str, Json], str]] = {}
 
@@ -80,7 +82,14 @@ class Loader:
         if self._child is not None:
             self._once_more = True
             return
-        self._child, self._once_more = self._start(), False
+        try:
+            self._child, self._once_more, self.overdue = self._start(), False, False
+        except OSError as error:  # No room for one more process, or descriptor.
+            what = f"the job files cannot be read, since no process can be started for it: {error.strerror}"
+            self._found = {}, [Problem(FOLDER, 0, 0, "", what, "It is tried again once a minute")]
+            self.overdue = True
+            self._ready()
+            return
         assert self._child.stdout is not None
         os.set_blocking(self._child.stdout.fileno(), False)
         self._watch(self._child.stdout.fileno(), self._take)

@@ -673,7 +673,12 @@ class Loop:
             if isinstance(content, str):
                 missing.append(content)
                 continue
-            data = {"run": run.name, "name": name, "digest": self._artifacts.put(content), "bytes": len(content)}
+            try:
+                digest = self._artifacts.put(content)
+            except OSError as error:
+                missing.append(f"{name} could not be kept, and stays in the run's folder: {error.strerror or error}")
+                continue
+            data = {"run": run.name, "name": name, "digest": digest, "bytes": len(content)}
             self._stage(draft("artifact.stored", run.id, data), now)
         return missing
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -271,7 +273,8 @@ def _printed(folder: Path) -> Path:
     """What an attempt printed. Where it printed nothing there is no file, and an empty one is made for who reads it."""
     path = folder / "stdout.log"
     if folder.is_dir():
-        path.touch(0o600)
+        with contextlib.suppress(OSError):  # No room: whoever reads it finds that it is missing.
+            path.touch(0o600)
     return path
 
 
@@ -281,7 +284,10 @@ def _output(around: Surroundings, child: Run, output: str) -> Json:
     if output == "file":
         return str(path)
     try:
-        if path.stat().st_size > TEXT_BYTES_MAX:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # A pipe would keep the daemon waiting for somebody to write into it.
+            raise Unfillable(f"the output of step {child.step} is no file: {path}")
+        if status.st_size > TEXT_BYTES_MAX:
             raise Unfillable(
                 f"the output of step {child.step} has more than {TEXT_BYTES_MAX} bytes ({path});"
                 f" pass it on as {{{{ steps.{child.step}.file }}}}"

@@ -21,9 +21,9 @@ Json = Any
 
 KEPT_BYTES_MAX = 256 << 20
 """A promised file larger than this stays in the run's folder and does not become an artifact."""
-
-
 RESULT_BYTES_MAX = 16 << 20
+MEASURED_BYTES_MAX = 1 << 30
+"""A larger file is not read for its digest, which would keep the loop from all else."""
 
 
 class OutputFolder:
@@ -40,7 +40,9 @@ class OutputFolder:
                     continue
                 with _opened(f"{folder}/{name}") as file:
                     size = os.fstat(file.fileno()).st_size
-                    if size:
+                    if size > MEASURED_BYTES_MAX:
+                        found[name] = {"bytes": size, "sha256": f"unread: more than {MEASURED_BYTES_MAX} bytes"}
+                    elif size:
                         found[name] = {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
             except FileNotFoundError:
                 continue
@@ -81,8 +83,9 @@ class OutputFolder:
 
     def read(self, run: str, attempt: int, name: str) -> bytes | str:
         """A promised file's content, or why there is none. What lies outside the run's folder is not read."""
-        folder = (self._runs / run / str(attempt)).resolve()
-        path = (folder / name).resolve()
+        # Not Path.resolve: links that lead round in a circle are an error there, and one of another kind.
+        folder = Path(os.path.realpath(self._runs / run / str(attempt)))
+        path = Path(os.path.realpath(folder / name))
         if not path.is_relative_to(folder):
             return f"{name} leads out of the run's folder and was not kept"
         try:

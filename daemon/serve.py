@@ -198,7 +198,7 @@ class Daemon:
                     self.waker.watch_folder(folder, reason)
                 except (OSError, CannotWatch) as error:
                     self.loop.problems["folders"] = f"what changes in {folder} is not seen: {error}"
-        if reasons & {"job files", "policy files", "reload"}:
+        if reasons & {"job files", "policy files", "reload"} or (self._loader.overdue and "housekeeping" in reasons):
             self._loader.again()
         if "inbox" in reasons:
             self._take_inbox()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from hashlib import sha256
 
-from ledger.disk import Disk, write_atomically
+from ledger.disk import Disk, temporary_of, write_atomically
 from ledger.errors import Corrupt, Missing, Refused
 
 _DIGITS = frozenset("0123456789abcdef")
@@ -19,7 +20,7 @@ class Artifacts:
 
     def put(self, data: bytes) -> str:
         """The digest, 64 hex digits; the content is durable once this returns. Putting it again changes nothing, except
-        that a damaged copy is made whole."""
+        that a damaged copy is made whole. OSError if there is no room for it."""
         digest = sha256(data).hexdigest()
         path = self._path(digest)
         folder = path.rpartition("/")[0]
@@ -32,7 +33,13 @@ class Artifacts:
             # Its name may have been published by a process that died before it was durable.
             self._disk.sync_folder(folder)
         else:
-            write_atomically(self._disk, path, data, durable=True)
+            try:
+                write_atomically(self._disk, path, data, durable=True)
+            except OSError:
+                # Half of it would stay, in a place that nobody looks into, and take what room there is.
+                with contextlib.suppress(OSError):
+                    self._disk.remove(temporary_of(path))
+                raise
         return digest
 
     def get(self, digest: str) -> bytes:

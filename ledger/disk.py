@@ -81,13 +81,18 @@ class Disk(Protocol):
         """The kind of file system the home lies on, in system words (`ext4`, `nfs4`, `fuse.sshfs`); "" if unknown."""
 
 
+def temporary_of(path: str) -> str:
+    """Under what name `path` is written before it is published."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/.{name}.new" if folder else f".{name}.new"
+
+
 def write_atomically(disk: Disk, path: str, data: bytes, *, durable: bool) -> None:
     """Publish `data` under `path`: a reader sees the old bytes or the new ones, never a part.
 
     With `durable`, the new bytes survive a power cut once this returns; without, they only survive the process.
     """
-    folder, _, name = path.rpartition("/")
-    temporary = f"{folder}/.{name}.new" if folder else f".{name}.new"
+    folder, temporary = path.rpartition("/")[0], temporary_of(path)
     if disk.exists(temporary):
         disk.remove(temporary)
     file = disk.create(temporary)

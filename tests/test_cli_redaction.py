@@ -49,6 +49,17 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+def test_an_output_that_there_is_no_place_for_is_told_of_and_ends_no_daemon(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "home", jobs=JOBS)
+    (home / "artifacts").mkdir(exist_ok=True)
+    for number in range(256):
+        (home / "artifacts" / f"{number:02x}").touch()  # where a folder is to be
+    with Foreground(home):
+        said = hermesd("start", "odd", "--wait", "--home", home).stdout
+        assert "found.md could not be kept, and stays in the run's folder: Not a directory" in said
+    assert sorted(holding(home, b"secret")) == ["found.md", "stdout.log"]
+
+
 @pytest.fixture
 def home(past: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(past, tmp_path / "home"))

@@ -8,11 +8,13 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cli_shell import Foreground, answer, make_home
 
+from daemon import order
 from daemon.expectation import unmet
 from daemon.outputs import OutputFolder
 from policies.job import InvalidJob, parse_job
@@ -134,6 +136,41 @@ def test_a_file_outside_the_folder_a_pipe_and_no_json_do_not_count(tmp_path: Pat
     ]
     assert found[:2] == ["link leads out of the run's folder", "pipe is no file"]
     assert found[2].startswith("text is no JSON")
+
+
+def test_a_pipe_in_the_place_of_what_a_step_printed_keeps_nobody_waiting(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "1"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "stdout.log")
+    around, step = SimpleNamespace(folder=lambda run, attempt: folder), SimpleNamespace(name="run", attempt=1, step="a")
+    found: list[str] = []
+
+    def look() -> None:
+        with pytest.raises(order.Unfillable) as refused:
+            order._output(around, step, "text")  # type: ignore[arg-type]
+        found.append(str(refused.value))
+
+    threading.Thread(target=look, daemon=True).start()
+    deadline = time.monotonic() + 20
+    while not found:
+        assert time.monotonic() < deadline, "it waits for somebody to write into the pipe"
+        time.sleep(0.01)
+    assert found == [f"the output of step a is no file: {folder}/stdout.log"]
+
+
+def test_links_in_a_circle_and_a_file_without_end_are_told_of_and_stop_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "1"
+    folder.mkdir(parents=True)
+    (folder / "round").symlink_to("round")
+    with (folder / "result.json").open("wb") as file:
+        file.truncate(1 << 40)  # a hole: to read it would take minutes
+    outputs = OutputFolder(tmp_path)
+    assert outputs.read("run", 1, "round") == "round could not be kept: Too many levels of symbolic links"
+    found = unmet(folder, [{"file": "round", "min_bytes": 1}])
+    assert found == "round cannot be read: Too many levels of symbolic links"
+    assert outputs.measure("run", 1) == {
+        "result.json": {"bytes": 1 << 40, "sha256": "unread: more than 1073741824 bytes"}
+    }
 
 
 def test_a_pipe_in_the_place_of_an_output_keeps_nobody_waiting(tmp_path: Path) -> None:

@@ -172,6 +172,28 @@ def test_facts_wait_in_a_bounded_file_and_are_recorded_once_and_in_order(home: P
     assert numbers == list(range(34, 82))
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_facts_wait_out_a_full_disk(tmp_path: Path) -> None:
+    file = tmp_path / "engines" / FILE
+
+    async def told() -> list[int]:
+        spool = Spool(tmp_path, tmp_path / "engines", again_s=0.01)
+        await spool.start()
+        for path in (file, file.with_suffix(".new")):
+            path.symlink_to("/dev/full")
+        spool.take(Fact("model.registered", "model/m", {"model": "m"}))
+        async with asyncio.timeout(DEADLINE_S):
+            while not spool._amiss:
+                await asyncio.sleep(0)
+        for path in (file, file.with_suffix(".new")):
+            path.unlink()
+        spool.take(Fact("model.forgotten", "model/m", {"model": "m"}))
+        await spool.close("tested")
+        return [json.loads(line)["data"]["number"] for line in file.read_bytes().splitlines()]
+
+    assert asyncio.run(told()) == [1, 2, 3, 4]
+
+
 def test_a_gateway_that_dies_at_once_is_started_again_later_and_later(tmp_path: Path) -> None:
     now_ms = 1000
     watched: dict[int, Callable[[], None]] = {}

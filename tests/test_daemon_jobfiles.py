@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import orjson
 import pytest
 
 from daemon.document import LARGEST_BYTES
@@ -208,6 +209,10 @@ def bomb():
         ("x.yaml", "[" * 100_000, 1, "nested deeper than 50 levels"),
         ("x.json", "[" * 100_000, 1, "the file is nested too deeply"),
         ("x.yaml", bomb(), 6, "the file holds too many values"),
+        ("x.yaml", f"- &a {'x' * 300_000}\n" + "- *a\n" * 1000, 171, "the file holds too many values"),
+        ("x.yaml", f"- &a\n  ? {'x' * 300_000}\n  : 1\n" + "- *a\n" * 1000, 173, "the file holds too many values"),
+        ("x.json", '{"name": "x",\n"argv": ["\\ud83d"]}', 2, "the text holds half of a surrogate pair"),
+        ("x.json", '{"\\ud83d": 1}', 1, "the text holds half of a surrogate pair"),
         ("x.yaml", "a: &a [*a]", 1, "there is no anchor &a before this"),
         ("x.yaml", "a: !!python/object:os.system x", 1, "the tag tag:yaml.org,2002:python/object:os.system means"),
         ("x.yaml", "? [a]\n: b", 1, "a field's name must be text"),
@@ -267,6 +272,24 @@ def test_names_that_are_no_files(folder):
         ("pipe.yaml", "this is no regular file"),
     ]
     assert list(loaded.jobs) == ["good"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is text")
+def test_a_name_that_is_no_text(folder):
+    for name in (b"\xff.yaml", b"\xfe.yaml"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_text(JOB.format(name="a"))
+
+    loaded = load(folder, "UTC")
+
+    assert [(name, message) for name, _, _, _, message in told(loaded)] == [
+        ("\\udcfe.yaml", "the name of this file is no UTF-8 text"),
+        ("\\udcff.yaml", "the name of this file is no UTF-8 text"),
+    ]
+    assert list(loaded.jobs) == ["good"]
+    jobs, problems = accepted(loaded, folder)
+    assert {event.type for event in changes(Graph(), jobs, problems) if orjson.dumps(event.data)} == {
+        "job.defined", "job.rejected",
+    }  # fmt: skip
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")

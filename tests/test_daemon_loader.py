@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import selectors
 import shutil
 import sys
@@ -68,6 +69,29 @@ def test_the_settings_that_held_at_the_start_hold_on(home: Home, descriptors: De
     descriptors.until_done(1)
     (job,) = reader.found()[0].values()
     assert job.spec["schedule"] == {"timezone": "Europe/Paris", "cron": "30 2 * * *"}
+
+
+def test_where_no_process_can_be_started_the_jobs_stay_as_they_are_and_it_is_tried_again(
+    home: Home, descriptors: Descriptors
+) -> None:
+    reader = loader(home, descriptors)
+    reader.settings()
+    (home.jobs / "a.yaml").write_text(JOB.format("a"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        reader.again()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    descriptors.until_done(1)
+    jobs, (problem,) = reader.found()
+    assert (jobs, problem.file) == ({}, FOLDER)
+    assert "no process can be started for it" in problem.message
+    assert reader.overdue
+    reader.again()
+    descriptors.until_done(2)
+    assert list(reader.found()[0]) == ["a"]
+    assert not reader.overdue
 
 
 def test_settings_that_cannot_be_used_are_told_with_their_place(home: Home, descriptors: Descriptors) -> None:

@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def test_one_most_likely_token_is_left_by_top_k_and_by_a_small_top_p(mini: Engin
     greedy = mini.generate(prompt, max_new_tokens=6)[0].text
     assert mini.generate(prompt, max_new_tokens=6, temperature=3.0, top_k=1)[0].text == greedy
     assert mini.generate(prompt, max_new_tokens=6, temperature=3.0, top_p=1e-9)[0].text == greedy
+    assert mini.generate(prompt, max_new_tokens=6, temperature=5e-324)[0].text == greedy
 
 
 def test_a_stop_string_ends_the_text_before_it(mini: Engine) -> None:
@@ -171,6 +173,15 @@ def test_only_the_end_of_a_large_file_is_read(tmp_path: Path) -> None:
     log.write_bytes(b"".join(b"line %d caf\xe9\n" % k for k in range(60_000)))
     assert last_lines([str(log)], 2)[1] == ["line 59998 caf\ufffd", "line 59999 caf\ufffd"]
     assert len(last_lines([str(log)], 50_000)[1]) == 50_000
+    with log.open("wb") as file:  # as a log that was cut off under its writer's hands: a hole, and a few lines
+        file.seek(1 << 29)
+        file.write(b"\nfirst\nlast\n")
+    tracemalloc.start()
+    try:
+        assert last_lines([str(log)], 100)[1] == ["first", "last"]
+        assert tracemalloc.get_traced_memory()[1] < 1 << 28
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
@@ -182,6 +193,8 @@ def test_only_the_end_of_a_large_file_is_read(tmp_path: Path) -> None:
         (lambda m: (m / "model.safetensors").rename(m / "pytorch_model.bin"), "a pickle.*never loaded"),
         (lambda m: (m / "config.json").unlink(), "no config.json"),
         (lambda m: (m / "config.json").write_text("{"), "config.json cannot be read"),
+        (lambda m: (m / "config.json").write_text("[" * 100_000), "config.json cannot be read"),
+        (lambda m: (m / "model.safetensors").write_bytes(_nested(100_000)), "damaged or cut short"),
         (lambda m: (m / "tokenizer.json").unlink(), "tokenizer of the model"),
         (lambda m: (m / "tokenizer.json").write_text("{}"), "tokenizer of the model"),
         (lambda m: _reconfigure(m, num_hidden_layers=9), "incomplete or of another model"),
@@ -196,6 +209,10 @@ def test_a_spoilt_model_is_refused_and_the_error_says_why(copied: Path, spoil: A
     with pytest.raises(EngineError, match=said) as refused:
         Engine.load(str(copied), device="cpu")
     assert str(copied) in str(refused.value)
+
+
+def _nested(depth: int) -> bytes:
+    return depth.to_bytes(8, "little") + b"[" * depth
 
 
 def _reconfigure(model: Path, **changes: Any) -> None:
@@ -251,6 +268,21 @@ def test_the_digest_names_the_model_and_changes_with_it(mini: Engine, copied: Pa
     assert engine_module.model_digest(copied) == mini.facts["digest"]
     _reconfigure(copied, rope_theta=1.0)
     assert engine_module.model_digest(copied) != mini.facts["digest"]
+
+
+def test_the_next_task_means_the_model_as_it_is_in_the_folder_then(copied: Path) -> None:
+    tasks, told = [], []
+    performer = InferenceTasks(lambda kind, **fields: told.append(fields["state"]))
+    order = task(model=str(copied), prompt="Triage this log line: link down", max_new_tokens=1)
+    beside = copied / ".beside.json"  # as the store's manifest, which each load touches
+    for spoil in (lambda: None, lambda: beside.write_text(""), lambda: _reconfigure(copied, rope_theta=1.0)):
+        spoil()
+        tasks.append(performer.perform(order)["model"]["digest"])
+    assert tasks[0] == tasks[1] != tasks[2] == engine_module.model_digest(copied)
+    assert told.count("loading") == 2
+    shutil.rmtree(copied)
+    with pytest.raises(SystemExit, match="does not exist"):
+        performer.perform(order)
 
 
 def test_the_runtime_is_told_to_stay_offline_before_it_is_imported() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -220,10 +221,24 @@ def test_an_answer_keeps_to_a_schema_and_to_a_pattern(runtime: Any) -> None:
         assert ends(said)[ask.id, 0].finish == "stop"
     letters = run(runtime, Generation("a", tokens=PROMPT, max_new_tokens=20, grammar={"regex": "[a-c]{5}"}))
     assert len(text(letters)) == 5
-    for wrong in ({"json_schema": {"type": "nonsense"}}, {"regex": "("}, {"xml": "x"}, {"lark": "start: nothing"}):
+    deep: Any = {}
+    for _ in range(300):
+        deep = {"properties": {"a": deep}, "required": ["a"]}
+    for wrong in ({"json_schema": {"type": "nonsense"}}, {"regex": "("}, {"xml": "x"}, {"lark": "start: nothing"},
+                  {"json_schema": False}, {"json_schema": deep}):  # fmt: skip
         with pytest.raises(Refused) as refused:
             runtime.submit(Generation("b", tokens=PROMPT, grammar=wrong))
         assert refused.value.parameter == "grammar"
+
+
+def test_an_answer_that_cannot_keep_to_its_grammar_is_refused_whole_and_no_other_is_touched(runtime: Any) -> None:
+    endless = {"lark": "start: start start"}
+    said = run(runtime, Generation("e", tokens=PROMPT, max_new_tokens=5, n=3, grammar=endless),
+               Generation("a", tokens=PROMPT, max_new_tokens=5, ignore_end=True))  # fmt: skip
+    refused = [one for one in said if isinstance(one, Failed)]
+    assert {(one.id, one.kind, one.parameter) for one in refused} == {("e", "refused", "grammar")}
+    assert len(tokens(said)) == 5
+    assert len(tokens(run(runtime, Generation("e", tokens=PROMPT, max_new_tokens=5, ignore_end=True)), "e")) == 5
 
 
 @pytest.mark.parametrize(
@@ -358,6 +373,7 @@ def test_a_draw_takes_each_token_as_often_as_its_share() -> None:
     assert {sampling.choose(scores, [sampling.Ask(temperature=9.0, top_k=2, at=k / 50)])[0].token
             for k in range(50)} == {2, 3}  # fmt: skip
     assert sampling.choose(scores, [sampling.Ask(temperature=1.0, top_p=1e-9, at=0.999999)])[0].token == 2
+    assert sampling.choose(scores, [sampling.Ask(temperature=5e-324, at=0.999999)])[0].token == 2
 
 
 def test_tool_calls_are_found_in_the_forms_of_several_models() -> None:
@@ -371,6 +387,11 @@ def test_tool_calls_are_found_in_the_forms_of_several_models() -> None:
     assert tool_calls('{"name": "look", "parameters": {"at": 1}}', ["look"])[1] == [("look", '{"at": 1}')]
     for text in (f"<tool_call>{call}</tool_call>", "<tool_call>{broken</tool_call>", "plain words", "{}"):
         assert tool_calls(text, ["other"]) == (text, [])
+    began = time.process_time()  # A moment, whatever a model says: 20,000 spaces once took five seconds.
+    for text in (f"<tool_call>a{' ' * 100_000}b", f"<tool_call>{'[' * 100_000}",
+                 f'<tool_call>{{"name": "look", "arguments": "{"[" * 100_000}"}}'):  # fmt: skip
+        assert tool_calls(text, ["look"]) == (text, [])
+    assert time.process_time() - began < 5
 
 
 def test_text_holds_back_half_a_character(mini: Any) -> None:

@@ -156,8 +156,10 @@ def test_an_interrupted_add_leaves_no_model_and_no_waste(
     left = store._incoming / "left"
     left.mkdir(parents=True)
     shutil.copy(folder / "model.safetensors", left)
-    store.add(folder, "tiny", dtype="keep")
+    (store._blobs / ("0" * 64)).write_bytes(b"x" * (1 << 24))  # Kept already, and no manifest written yet.
+    manifest, _ = store.add(folder, "tiny", dtype="keep", bytes_max=1 << 23)
     assert list(store._incoming.iterdir()) == []
+    assert store.bytes() == manifest.bytes
 
 
 def test_adds_at_the_same_time_take_turns(store: Store, folder: Path) -> None:

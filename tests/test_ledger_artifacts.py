@@ -55,7 +55,7 @@ def test_a_put_that_found_the_name_already_there_is_durable_too() -> None:
         disk.fail(disk.operations + 8, errno.EIO)
         with pytest.raises(OSError, match="artifacts"):
             artifacts.put(b"content")
-        assert [entry.split()[0] for entry in list(disk.trace)[-2:]] == ["replace", "sync_folder"]
+        assert [entry.split()[0] for entry in list(disk.trace)[-3:]] == ["replace", "sync_folder", "remove"]
         digest = artifacts.put(b"content")
         disk.crash()
         assert artifacts.get(digest) == b"content"
@@ -70,6 +70,16 @@ def test_a_damaged_artifact_is_named_and_made_whole_by_putting_it_again() -> Non
         artifacts.get(digest)
     assert artifacts.put(b"content") == digest
     assert artifacts.get(digest) == b"content"
+
+
+def test_what_finds_no_room_leaves_none_taken() -> None:
+    disk = SimDisk(0, capacity_bytes=1000)
+    artifacts = Artifacts(disk)
+    artifacts.put(b"small")
+    with pytest.raises(OSError, match="No space"):
+        artifacts.put(b"x" * 2000)
+    assert disk.used_bytes() == len(b"small")
+    artifacts.put(b"y" * 900)
 
 
 def test_what_is_not_there_is_missing_and_what_is_no_digest_is_refused() -> None:

@@ -17,6 +17,7 @@ from workers_loop import PATH, ROOT, Loop, command, lives, shell, text, until_fi
 from daemon.ports import Began, Ended, Order, SpawnError
 from daemon.workers import identity
 from daemon.workers.claim import Claim, Journal, Status, claim_never, read_claim, read_status, write_status
+from daemon.workers.preflight import preflight
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -78,6 +79,18 @@ def test_output_goes_to_files_and_input_comes_from_one(tmp_path: Path, loop: Loo
     assert text(fed, "stdout.log") == f"given\n{tmp_path}\n"
     assert text(fed, "stderr.log") == "bad\n"
     assert text(unfed, "stdout.log") == ""
+
+
+def test_a_pipe_as_input_is_refused_and_holds_nobody_up(tmp_path: Path, loop: Loop) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    order = command(tmp_path, "pipe", "/bin/cat", stdin=str(tmp_path / "pipe"))
+    other = command(tmp_path, "other", "/bin/true")
+    loop.spawner.start(order)
+    loop.spawner.start(other)
+    ends = loop.ended(order, other)
+    assert [end.code for end in ends] == [126, 0]
+    assert "it is a pipe" in text(order, "stderr.log")
+    assert "may not be read: check that it is a file" in (preflight(order.task, order.env) or "")
 
 
 def test_argv_is_never_read_by_a_shell(tmp_path: Path, loop: Loop) -> None:
@@ -160,6 +173,20 @@ def test_a_run_that_cannot_start_says_why(tmp_path: Path, loop: Loop) -> None:
     assert "working directory" in ends[0].note
     assert "too long for this system" in ends[2].note
     assert str(tmp_path / "gone") in text(lost, "stderr.log")
+
+
+def test_an_argument_that_is_no_text_fails_its_own_run_alone(tmp_path: Path, loop: Loop) -> None:
+    beside = shell(tmp_path, "beside", f"read _ <{tmp_path}/go; exit 3")
+    os.mkfifo(tmp_path / "go")
+    loop.spawner.start(beside)
+    keeper = loop.began(beside) and keeper_of(beside)
+    half = command(tmp_path, "half", "/bin/echo", "\ud83d")
+    loop.spawner.start(half)
+    (end,) = loop.ended(half)
+    assert (end.code, "surrogates not allowed" in end.note) == (126, True)
+    (tmp_path / "go").write_text("\n")
+    assert loop.ended(beside)[0].code == 3
+    assert lives(keeper)
 
 
 def test_a_run_that_cannot_be_watched_is_not_left_running(tmp_path: Path, loop: Loop) -> None:
@@ -344,6 +371,27 @@ print(began.pid, began.started, flush=True); loop.turn(60)
     (end,) = loop.ended(order)
     assert end == Ended("survivor", 1, 6)
     assert text(order, "stdout.log") == "one\ntwo\n"
+
+
+def test_a_run_among_hundreds_keeps_its_status_though_no_daemon_saw_its_end(tmp_path: Path, loop: Loop) -> None:
+    """It outlives the journal of its keeper that it is claimed in."""
+    go, text = tmp_path / "go", f"read _ <{tmp_path}/go; exit 6"
+    os.mkfifo(go)
+    daemon = another_daemon(tmp_path, f"""
+from daemon.workers.claim import JOURNAL_ATTEMPTS_MAX
+long = shell(home, "long", {text!r})
+loop.spawner.start(long); began = loop.began(long)
+short = [command(home, f"short-{{i}}", "/bin/true") for i in range(JOURNAL_ATTEMPTS_MAX)]
+for order in short: loop.spawner.start(order)
+loop.ended(*short); print(began.pid, began.started, flush=True); loop.turn(60)
+""")  # fmt: skip
+    pid, started = map(int, line_from(daemon).split())
+    kill_9(daemon)
+    order = shell(tmp_path, "long", text)
+    loop.spawner.resume(order, pid, started)
+    go.write_text("\n")
+    (end,) = loop.ended(order)
+    assert (end.code, end.note) == (6, "")
 
 
 def test_a_run_that_ended_while_no_daemon_lived_keeps_its_status(tmp_path: Path, loop: Loop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import textwrap
@@ -24,7 +25,7 @@ from daemon.workers.wire import Lines, line_of
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 TASKS = """
-import os, signal, subprocess, sys, threading
+import io, os, signal, subprocess, sys, threading
 
 def add(a, b=0): return {"sum": a + b, "pid": os.getpid()}
 def nothing(): pass
@@ -56,6 +57,25 @@ def litter(pids):
     subprocess.run(["sh", "-c", f"{leave}; while ! [ -s {pids} ]; do :; done"])
     subprocess.Popen(["sleep", "60"])
 def thread(): threading.Thread(target=threading.Event().wait).start(); return os.getpid()
+def busy_thread(pids):
+    # Each is in a session of its own, and followed by the next one.
+    start = ["setsid", "sh", "-c", f"echo $$ >>{pids}; exec sleep 60"]
+    threading.Thread(target=lambda: [subprocess.run(start) for _ in iter(int, 1)], daemon=True).start()
+    while not os.path.exists(pids): pass
+def mislay(): print("of the first"); sys.stdout = io.StringIO()
+def take(): sys.stdout.detach()
+def hide(): sys.stderr = io.StringIO(); raise LookupError("no such thing")
+def change():
+    os.umask(0); signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.setitimer(signal.ITIMER_REAL, 3600)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+def ways():
+    os.umask(umask := os.umask(0))
+    return [umask, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, signal.getitimer(signal.ITIMER_REAL)[0],
+            list(signal.pthread_sigmask(signal.SIG_BLOCK, ()))]
+def nicer(): os.nice(1); return os.getpid()
+def astray(gate):
+    os.write(3, b"what no worker says\\n")
+    with open(gate) as file: file.read()
 def fork():
     pid = os.fork()
     return os.waitpid(pid, 0)[0] == pid if pid else "child"
@@ -230,6 +250,55 @@ def test_a_task_that_leaves_a_thread_ends_its_worker(home: Path, loop: Loop) -> 
     assert loop.began(first).pid != loop.began(second).pid
 
 
+def test_what_a_thread_goes_on_starting_is_killed_before_the_end_is_told(home: Path, loop: Loop) -> None:
+    pids = home / "pids"
+    order = python(home, "busy", "tasks:busy_thread", pids=str(pids))
+    (end,) = perform(loop, order)
+    assert (end.code, end.signal) == (0, None)
+    assert "threads" in end.note
+    assert "killed" in end.note
+    assert [pid for pid in pids.read_text().split() if lives(int(pid))] == []
+
+
+def test_what_a_task_prints_is_its_own_whatever_it_makes_of_the_streams(home: Path, loop: Loop) -> None:
+    calls = {"first": "mislay", "second": "take", "third": "say", "fourth": "hide", "fifth": "say"}
+    orders = [python(home, run, f"tasks:{call}") for run, call in calls.items()]
+    assert [end.code for end in perform(loop, *orders)] == [0, 0, 0, 1, 0]
+    assert [text(order, "stdout.log").strip() for order in orders] == ["of the first", "", "", "", ""]
+    assert "LookupError: no such thing" in text(orders[3], "stderr.log")
+    assert len({loop.began(order).pid for order in orders}) == 1
+
+
+def test_what_a_task_changes_of_its_process_is_put_right_for_the_next(home: Path, loop: Loop) -> None:
+    before, change, after = (python(home, call, f"tasks:{call}") for call in ("ways", "change", "add"))
+    again = python(home, "again", "tasks:ways")
+    perform(loop, before, change, again)
+    assert result(again) == result(before)
+    nicer, after = python(home, "nicer", "tasks:nicer"), python(home, "after", "tasks:nicer")
+    perform(loop, nicer, after)
+    assert result(nicer) != result(after)  # What cannot be put right ends the worker.
+
+
+def test_what_is_written_into_our_channel_ends_the_task_and_not_the_daemon(home: Path, loop: Loop) -> None:
+    os.mkfifo(home / "gate")
+    orders = [python(home, "astray", "tasks:astray", gate=str(home / "gate")), python(home, "next", "tasks:nothing")]
+    ends = perform(loop, *orders)
+    assert [(end.code, end.signal) for end in ends] == [(None, signal.SIGKILL), (0, None)]
+    assert "descriptor 3" in ends[0].note
+    with pytest.raises(ValueError, match="more than"):
+        Lines(longest=100).feed(b"x" * 101)
+
+
+def test_a_result_that_finds_no_room_is_no_success_and_no_compiled_module_is_cut_off(home: Path, loop: Loop) -> None:
+    (home / "long.py").write_text(f"def big(): return 'x' * 9000\n# {'x' * 5000}\nTEXT = '{'x' * 5000}'\n")
+    order = python(home, "big", "long:big", limits={"file_size": 4096})
+    (end,) = perform(loop, order)
+    assert (end.code, end.signal) == (1, None)
+    assert "what it returned could not be written: File too large" in end.note
+    assert not Path(order.folder, "result.json").exists()
+    assert not (home / "__pycache__").exists()
+
+
 def test_a_fork_that_comes_back_out_of_the_task_reports_nothing(home: Path, loop: Loop) -> None:
     orders = [python(home, "fork", "tasks:fork"), python(home, "after", "tasks:add", a=1)]
     assert [end.code for end in perform(loop, *orders)] == [0, 0]
@@ -306,6 +375,25 @@ def test_another_working_folder_or_environment_is_another_worker_and_an_idle_one
     assert not lives(loop.began(plain).pid)
 
 
+def test_an_order_that_no_worker_survives_ends_and_holds_up_no_other(home: Path, loop: Loop) -> None:
+    os.mkfifo(home / "gate")
+    first = python(home, "first", "tasks:wait", gate=str(home / "gate"))
+    gone, spoilt = (python(home, run, "tasks:big", data="x" * 100_000) for run in ("gone", "spoilt"))
+    last = python(home, "last", "tasks:nothing")
+    loop.spawner.start(first)
+    loop.began(first)
+    for order in (gone, spoilt, last):
+        loop.spawner.start(order)
+    shutil.rmtree(gone.folder)
+    Path(spoilt.folder, "order.json").write_text("[]")
+    (home / "gate").write_text("\n")
+    ends = loop.ended(first, gone, spoilt, last)
+    assert [end.code for end in ends] == [0, 1, 1, 0]
+    assert "its order cannot be read" in ends[1].note
+    assert "died before it began" in ends[2].note
+    assert not Path(gone.folder, "claim").exists()
+
+
 def test_an_edited_module_is_what_the_next_run_means(home: Path, loop: Loop) -> None:
     module = home / "edited.py"
     module.write_text("def version(): return 1\n")
@@ -367,6 +455,17 @@ def test_limits_bind_a_worker_s_task(home: Path, loop: Loop) -> None:
     ends = perform(loop, files, spin)
     assert result(files) == 50
     assert ends[1].signal == signal.SIGXCPU
+
+
+def test_a_limit_of_cpu_time_counts_from_the_attempt_on(home: Path, loop: Loop) -> None:
+    (home / "busy.py").write_text(
+        "import time\ndef spin(until, more):\n    while time.process_time() % 1 < until: pass\n"
+        "    end = time.process_time() + more\n    while time.process_time() < end: pass\n"
+    )
+    first = python(home, "first", "busy:spin", until=0.9, more=0)
+    second = python(home, "second", "busy:spin", limits={"cpu_seconds": 1}, until=0, more=0.5)
+    assert [end.code for end in perform(loop, first, second)] == [0, 0]
+    assert loop.began(first).pid == loop.began(second).pid
 
 
 SURVIVOR = """

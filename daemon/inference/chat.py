@@ -72,7 +72,7 @@ def _called(where: str, call: Json) -> Json:
         function = dict(call["function"])
         if isinstance(function["arguments"], str):
             function["arguments"] = json.loads(function["arguments"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise Refused("messages", f"{where}.tool_calls is not in OpenAI's form: {error}") from error
     return {**call, "function": function}
 
@@ -81,7 +81,7 @@ def _source(template: Any) -> str:
     return template if isinstance(template, str) else json.dumps(template)
 
 
-_TAGGED = re.compile(r"(?:<tool_call>|<\|tool_call\|>)\s*(.*?)\s*(?:</tool_call>|<\|/tool_call\|>|\Z)", re.DOTALL)
+_TAGGED = re.compile(r"(?:<tool_call>|<\|tool_call\|>)(.*?)(?:</tool_call>|<\|/tool_call\|>|\Z)", re.DOTALL)
 
 
 def tool_calls(text: str, names: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
@@ -125,7 +125,7 @@ def _values(text: str) -> list[Json]:
     while place < len(text):
         try:
             value, place = decoder.raw_decode(text, place)
-        except ValueError:
+        except (ValueError, RecursionError):
             return []
         values += value if isinstance(value, list) else [value]
         while place < len(text) and text[place] in " \r\n\t;,":
@@ -141,7 +141,7 @@ def _call(value: Json, names: Sequence[str]) -> tuple[str, str] | None:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     if name not in names or not isinstance(arguments, dict):
         return None

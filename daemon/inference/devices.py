@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from daemon.inference.engine import safetensors_header, weight_files
 from daemon.inference.runtimes import REMOTE, Spec
 from policies.engines import Device, Model
 
@@ -41,7 +42,7 @@ class Devices:
             self._cuda = _cuda(self._program)
 
     def now(self) -> list[Device]:
-        total, free = _host()
+        total, free = host()
         found = [Device("cpu", total, free)]
         if sys.platform == "darwin" and os.uname().machine == "arm64":
             # Unified memory, and what Metal lets a process use of it.
@@ -49,13 +50,16 @@ class Devices:
         return [*self._cuda, *found]
 
 
-def _host() -> tuple[int, int]:
+def host(group: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
     """All the memory there is, and what is free of it; of a container, of its share."""
     memory = psutil.virtual_memory()
     total, free = memory.total, memory.available
     with contextlib.suppress(OSError, ValueError):
-        most = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        most = (group / "memory.max").read_text(encoding="ascii").strip()
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        # Files that were read count as well, until somebody needs the room: a model, whose digest was taken.
+        words = (group / "memory.stat").read_text(encoding="ascii").split()
+        used -= int(dict(zip(words[::2], words[1::2], strict=False)).get("inactive_file", 0))
         if most != "max":
             total, free = min(total, int(most)), min(free, max(0, int(most) - used))
     return total, free
@@ -92,7 +96,7 @@ def policy_model(name: str, spec: Spec, *, instances: int, fallback: str, room: 
     remote = spec.runtime in REMOTE
     weights = cache = 0
     if not remote:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        with contextlib.suppress(Exception):
             weights, cache = _sizes(spec)
     cache = spec.cache_mb << 20 if spec.cache_mb else min(cache, room // _CACHE_SHARE)
     return Model(
@@ -116,10 +120,8 @@ def _sizes(spec: Spec) -> tuple[int, int]:
         return path.stat().st_size, 0
     weights = 0
     share = {"bnb-8bit": 1.0, "bnb-4bit": 0.5}.get(spec.quantization)
-    for file in path.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            header: dict[str, Json] = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        for name, tensor in header.items():
+    for file in weight_files(path):
+        for name, tensor in safetensors_header(file).items():
             if name == "__metadata__":
                 continue
             count = 1

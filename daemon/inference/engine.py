@@ -11,6 +11,7 @@ prompt, position), so neither the batch nor the order of work can change a draw.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -24,9 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from daemon.inference import through
+from daemon.inference.sampling import COLDEST
 
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -42,8 +42,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "bnb-8bit", "bnb-4bit")
 BATCH_ROWS_MAX = 32
 BATCH_TOKENS_MAX = 8192
+HEADER_BYTES_MAX = 100_000_000
+"""Of a safetensors file, by its format."""
 LINE_BYTES_MAX = 65_536
 """A longer line of a log is read up to here."""
+TAIL_BYTES_MAX = 64 << 20
+"""Of a log no more is read to find its last lines, unless there are very many of them."""
 
 _PLACEHOLDER = re.compile(r"\{\{\s*line\s*\}\}")
 _PART_OF_MODEL = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken")
@@ -262,7 +266,7 @@ class Engine:
                 self.timing.first_token_ms = round((time.monotonic() - began) * 1000)
 
         watch = _Stop(self._tokenizer, width, tuple(stop), first_token)
-        draw = [_Draw(indices, width, temperature, top_p, top_k, seed)] if temperature > 0 else []
+        draw = [_Draw(indices, width, temperature, top_p, top_k, seed)] if temperature >= COLDEST else []
         with torch.inference_mode():
             whole = self._model.generate(
                 input_ids=padded["input_ids"],
@@ -360,6 +364,17 @@ def model_digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
+def _as_found(folder: str) -> tuple[tuple[str, int, int, int], ...]:
+    """What tells that somebody has put another model, or other files of it, into the folder; () if it is not there."""
+    found = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(_PART_OF_MODEL) and not entry.name.startswith("."):
+                status = entry.stat()
+                found.append((entry.name, status.st_size, status.st_mtime_ns, status.st_ino))
+    return tuple(sorted(found))
+
+
 def last_lines(paths: Sequence[str], count: int) -> tuple[str, list[str]]:
     """The first of `paths` that can be read, and its last `count` lines that hold anything."""
     refused = []
@@ -376,11 +391,12 @@ def last_lines(paths: Sequence[str], count: int) -> tuple[str, list[str]]:
 
 
 def _tail(file: Any, count: int) -> list[str]:
-    """From the end, a block at a time: a log may be longer than memory."""
+    """From the end, a block at a time: a log may be longer than memory, and so may a line of it."""
     place, data = file.seek(0, os.SEEK_END), b""
+    enough = max(TAIL_BYTES_MAX, count * 4096)
     while True:
         lines = [line for line in data.split(b"\n")[1 if place else 0 :] if line.strip()]
-        if place == 0 or len(lines) >= count:
+        if place == 0 or len(lines) >= count or len(data) >= enough:
             texts = [line[:LINE_BYTES_MAX].decode("utf-8", "replace").rstrip("\r") for line in lines]
             return texts[-count:]
         step = min(place, max(65_536, len(data)))
@@ -457,7 +473,7 @@ def checked_folder(folder: str) -> Path:
             f"{path} is no model folder: there is no config.json in it ({hint}). Point the job at the folder that has"
             " config.json, *.safetensors and tokenizer.json."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EngineError(f"{path / 'config.json'} cannot be read: {error}. Fetch the model's files again.") from error
     if not isinstance(config, dict):
         raise EngineError(f"{path / 'config.json'} is not a JSON object. Fetch the model's files again.")
@@ -608,7 +624,9 @@ def free_bytes(torch: Any, device: str) -> int:
     """What the device has free for one more model or its keys and values."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    return int(psutil.virtual_memory().available)
+    from daemon.inference.devices import host
+
+    return host()[1]
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -634,14 +652,14 @@ def safetensors_header(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= size - 8:
+            if not 2 <= length <= min(size - 8, HEADER_BYTES_MAX):
                 raise ValueError(f"its header claims {length} bytes of {size}")
             header = json.loads(stream.read(length))
         end = max((tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0)
         if 8 + length + end != size:
             raise ValueError(f"it should be {8 + length + end} bytes long and is {size}")
         return dict(header)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EngineError(
             f"the weights {file} are damaged or cut short: {error}. Fetch the model's files again."
         ) from error
@@ -706,7 +724,7 @@ class InferenceTasks:
 
     def __init__(self, tell: Any) -> None:
         self._tell = tell
-        self._key: tuple[str, ...] = ()
+        self._key: tuple[object, ...] = ()
         self._engine: Engine | None = None
 
     def perform(self, order: dict[str, Any]) -> Any:
@@ -751,12 +769,14 @@ class InferenceTasks:
         return result if source is None else {**result, "source": source}
 
     def _ready(self, task: dict[str, Any]) -> Engine:
-        key = (task["model"], task["device"], task["dtype"], task["quantization"])
+        key = (task["model"], task["device"], task["dtype"], task["quantization"], _as_found(task["model"]))
         if self._engine is None or self._key != key:
             self._engine = None  # the old one goes before the new one comes
             self._tell("facts", state="loading")
             try:
-                self._engine = Engine.load(key[0], device=key[1], dtype=key[2], quantization=key[3])
+                self._engine = Engine.load(
+                    task["model"], device=task["device"], dtype=task["dtype"], quantization=task["quantization"]
+                )
             except EngineError:
                 self._tell("facts", state="failed")
                 raise

@@ -25,14 +25,18 @@ def written(grammar: Mapping[str, Json]) -> str:
     if kind == "json_object":
         kind, rule = "json_schema", {"type": "object"}
     if kind == "json_schema":
-        if not isinstance(rule, Mapping | bool):
+        if not isinstance(rule, Mapping):
             raise Refused("grammar", "a JSON schema is an object")
-        made = matcher.grammar_from_json_schema(json.dumps(rule), defaults=_NO_FREE_SPACE)
     elif not isinstance(rule, str):
         raise Refused("grammar", f"a grammar of the kind {kind} is text")
-    else:
-        made = matcher.grammar_from_regex(rule) if kind == "regex" else matcher.grammar_from_lark(rule)
-    wrong, words = matcher.validate_grammar_with_warnings(made)
+    try:
+        if kind == "json_schema":
+            made = matcher.grammar_from_json_schema(json.dumps(rule), defaults=_NO_FREE_SPACE)
+        else:
+            made = matcher.grammar_from_regex(rule) if kind == "regex" else matcher.grammar_from_lark(rule)
+        wrong, words = matcher.validate_grammar_with_warnings(made)
+    except (ValueError, RecursionError) as error:  # nested too deeply
+        wrong, words = True, [str(error)]
     if wrong:
         raise Refused("grammar", f"the {kind.replace('_', ' ')} cannot be kept to: {'; '.join(words)}")
     return str(made)
@@ -75,6 +79,10 @@ class Matcher:
 
     def accept(self, token: int) -> None:
         self._made.consume_token(token)
+
+    def lost(self) -> str:
+        """Why the answer can no more be kept to the grammar; "" while it can."""
+        return str(self._made.get_error()).partition("\n")[0] if self._made.is_error() else ""
 
     def over(self) -> bool:
         """Nothing but the end can follow."""

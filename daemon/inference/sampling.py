@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+COLDEST = 1e-30
+"""Scores divided by less could be more than a number holds: below, the most likely token is taken."""
 _ENOUGH = 1024
 """So many of the most likely tokens nearly always hold top_p of the probability; sorting them all costs more."""
 
@@ -65,7 +67,7 @@ def choose(scores: Any, asks: Sequence[Ask]) -> list[Chosen]:
     tokens: list[int] = scores.argmax(dim=-1).tolist()
     chosen = []
     for row, ask in enumerate(asks):
-        token = tokens[row] if ask.temperature == 0 else _draw(torch, scores[row], ask)
+        token = tokens[row] if ask.temperature < COLDEST else _draw(torch, scores[row], ask)
         one = Chosen(token)
         if row in told:
             logs, top = told[row]

@@ -48,6 +48,8 @@ class Spool:
         self._waiting: deque[bytes] = deque()
         self._unwritten: list[bytes] = []
         self._in_file = 0
+        self._amiss = False
+        """The file is not as it should be, for want of room: it is written anew with the next facts."""
         self._work, self._closing = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.dropped = self.refused = self.recorded = 0
@@ -136,23 +138,30 @@ class Spool:
     def _write(self) -> None:
         """Append what is new. Not synced: a power cut ends the engines, too."""
         lines, self._unwritten = self._unwritten, []
-        if lines:
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            with open(fd, "ab") as file:
-                file.write(b"".join(lines))
         self._in_file += len(lines)
-        if self._in_file > 2 * self._lines_max:
+        if self._amiss or self._in_file > 2 * self._lines_max:
             self._rewrite()
+        elif lines:
+            try:
+                fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                with open(fd, "ab") as file:
+                    file.write(b"".join(lines))
+            except OSError:
+                self._amiss = True
 
     def _rewrite(self) -> None:
         """Leave in the file what waits."""
         self._unwritten.clear()
         beside = self._path.with_suffix(".new")
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb") as file:
-            file.write(b"".join(self._waiting))
-        beside.replace(self._path)
-        self._in_file = len(self._waiting)
+        try:
+            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb") as file:
+                file.write(b"".join(self._waiting))
+            beside.replace(self._path)
+        except OSError:
+            self._amiss = True
+        else:
+            self._in_file, self._amiss = len(self._waiting), False
 
 
 def _is_json(line: bytes) -> bool:

@@ -242,7 +242,10 @@ class Store:
         lock = filelock.FileLock(self._store / "lock")
         try:
             with lock.acquire(timeout=_LOCK_S):
+                # What an interrupted `add` left: content that takes room and that no model has.
                 shutil.rmtree(self._incoming, ignore_errors=True)
+                with contextlib.suppress(StoreError):
+                    self._clear()
                 yield
         except filelock.Timeout:
             raise StoreError("somebody else is changing the store of models", "try again when he is done") from None

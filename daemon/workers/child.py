@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import os
 import resource
 import signal
 import socket
 import stat
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from hashlib import sha256
@@ -33,6 +35,8 @@ root, module, channel, *limits = sys.argv[1:]
 for limit in limits:
     name, value = limit.split("=")
     resource.setrlimit(getattr(resource, name), (int(value), int(value)))
+    # Python would keep a compiled module cut off at the limit, for all who import it.
+    sys.dont_write_bytecode |= name == "RLIMIT_FSIZE"
 sys.path.insert(0, root)
 main = importlib.import_module(module).main
 sys.path.append(sys.path.pop(0))
@@ -115,11 +119,15 @@ class Worker:
         """False if the worker is not fit for another one."""
         about = {"run": order["run"], "attempt": order["attempt"]}
         folder: str = order["folder"]
-        if "file" in order:
-            apart = order["env"]
-            with open(order["file"], "rb") as file:
-                order = json.load(file)
-            order["env"] |= apart
+        try:
+            if "file" in order:
+                apart = order["env"]
+                with open(order["file"], "rb") as file:
+                    order = json.load(file)
+                order["env"] |= apart
+        except (OSError, ValueError) as error:
+            self.tell("failed", **about, note=f"it could not begin: its order cannot be read: {error}")
+            return True
         if self._journal is None:
             place = order.get("place", "")
             if place:
@@ -142,7 +150,7 @@ class Worker:
         self._restore(order["env"])
         limits = order.get("limits") or {}
         before_ms = _cpu_ms()
-        limit_cpu(limits.get("cpu_seconds"), before_ms)
+        limit_cpu(limits.get("cpu_seconds"))
         for each in self._prints:
             each.begin(folder)
         _renew_streams()
@@ -150,14 +158,18 @@ class Worker:
             code, result = _called(perform, order)
         if os.getpid() != self._pid:
             os._exit(code)  # A fork that came back out of the task: not the worker, and not its place to report.
+        fit = not (tidy and _threads())  # What threads start has them for parents, and is the daemon's to find.
         notes = _tidied() if tidy else []
-        fit = not (tidy and _threads())
         if not fit:
             notes.append("it left threads running, so its worker was ended")
         outputs: dict[str, Any] | None = {}
         if code == 0 and result is not None:
-            _publish(f"{folder}/result.json", result)
             outputs = {"result.json": {"bytes": len(result), "sha256": sha256(result).hexdigest()}}
+            try:
+                _publish(f"{folder}/result.json", result)
+            except OSError as error:
+                code, outputs = 1, {}
+                notes.append(f"what it returned could not be written: {error.strerror}")
         _flush()
         os.dup2(self._nowhere, 1)
         os.dup2(self._nowhere, 2)
@@ -170,6 +182,8 @@ class Worker:
         cpu_ms = _cpu_ms() - before_ms
         ended = {**about, "code": code, "cpu_ms": cpu_ms, "rss_kib": _rss_kib(), "note": "; ".join(notes)}
         ended["outputs"] = outputs
+        if not fit:
+            ended["last"] = True
         if self._orders:
             self._unsaid.append(line_of({"type": "ended", **ended}))  # Told with the next one's claim.
         else:
@@ -268,13 +282,21 @@ def _called(perform: Perform, order: Message) -> tuple[int, bytes | None]:
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
             return (end.code or 0) & 0xFF, None
+        _put_streams_back()
         print(end.code, file=sys.stderr)
         return 1, None
     except BaseException:
         import traceback
 
+        _put_streams_back()
         traceback.print_exc()
         return 1, None
+
+
+def _put_streams_back() -> None:
+    """The attempt's end is told in its own stderr.log, whatever it has made of the streams."""
+    _flush()
+    _renew_streams()
 
 
 def _tidied() -> list[str]:
@@ -298,23 +320,37 @@ def _threads() -> bool:
 
 
 def _renew_streams() -> None:
-    # A task may have closed or replaced these.
-    if sys.stdout is not sys.__stdout__ or sys.stdout is None or sys.stdout.closed:
+    # A task may have closed, emptied or replaced these.
+    if sys.stdout is not sys.__stdout__ or not _usable(sys.stdout):
         sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # type: ignore[misc] # noqa: SIM115
-    if sys.stderr is not sys.__stderr__ or sys.stderr is None or sys.stderr.closed:
+    if sys.stderr is not sys.__stderr__ or not _usable(sys.stderr):
         sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", closefd=False)  # type: ignore[misc] # noqa: SIM115
 
 
+def _usable(stream: Any) -> bool:
+    try:
+        return not stream.closed
+    except (AttributeError, ValueError):
+        return False
+
+
 def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+    # What a task has put in the place of ours may still hold what it printed, and hand it on to ours.
+    streams: tuple[Any, ...] = sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__
+    for stream in streams:
+        with contextlib.suppress(Exception):
             stream.flush()
 
 
 def _publish(path: str, data: bytes) -> None:
     # Not under another name first: nobody reads it before the attempt's end is written down.
-    with open(path, "wb", buffering=0) as file:
-        file.write(data)
+    try:
+        with open(path, "wb") as file:
+            file.write(data)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
 
 
 def _cpu_ms() -> int:
@@ -327,10 +363,10 @@ def _rss_kib() -> int:
     return peak // 1024 if sys.platform == "darwin" else peak
 
 
-def limit_cpu(seconds: int | None, spent_ms: int) -> None:
-    """SIGXCPU once this many seconds more are spent; None takes the bound off."""
+def limit_cpu(seconds: int | None) -> None:
+    """SIGXCPU once this process has spent so many seconds more, and at most another one; None takes the bound off."""
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    soft = hard if seconds is None else spent_ms // 1000 + seconds
+    soft = hard if seconds is None else math.ceil(time.process_time()) + seconds
     if resource.getrlimit(resource.RLIMIT_CPU)[0] != soft:
         resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
@@ -341,6 +377,7 @@ class PythonTasks:
     def __init__(self) -> None:
         self._roots: tuple[str, ...] = ()
         self._seen: dict[str, int] = {}  # source files under the roots, with the time they had when imported
+        self._spoilt = False
         self._modules = 0
 
     def perform(self, order: Message) -> Any:
@@ -354,14 +391,17 @@ class PythonTasks:
         function: Any = importlib.import_module(name)
         for part in attribute.split("."):
             function = getattr(function, part)
+        before = _Ways()
         try:
             return function(**task["kwargs"])
         finally:
+            self._spoilt = not before.restore()
             self._look()
 
     def stale(self) -> bool:
-        """A source file of the task has changed since it was imported: the job means the new one."""
-        return any(_changed_ns(path) != when for path, when in self._seen.items())
+        """A source file of the task has changed since it was imported, and the job means the new one; or the last task
+        has changed what this process cannot change back."""
+        return self._spoilt or any(_changed_ns(path) != when for path, when in self._seen.items())
 
     def _look(self) -> None:
         if len(sys.modules) == self._modules:
@@ -371,6 +411,44 @@ class PythonTasks:
             path = getattr(module, "__file__", None)
             if path and path not in self._seen and path.startswith(self._roots) and "site-packages" not in path:
                 self._seen[path] = _changed_ns(path)
+
+
+class _Ways:
+    """What a task's function may change of the process, as it was before. What its modules change when they are
+    imported stays, as they do. Looked at before and behind every attempt, so by the functions in C themselves: what
+    `signal` wraps around them, to give numbers names, costs five times as much."""
+
+    _RAW: Any = importlib.import_module("_signal")
+    _SIGNALS = tuple(
+        int(getattr(signal, f"SIG{name}"))
+        for name in ("HUP", "INT", "QUIT", "USR1", "USR2", "PIPE", "ALRM", "TERM", "CHLD", "VTALRM", "PROF")
+    )
+    _TIMERS = signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF
+    _LIMITS = tuple(
+        getattr(resource, f"RLIMIT_{name}") for name in ("AS", "CORE", "DATA", "FSIZE", "NOFILE", "NPROC", "STACK")
+    )
+
+    def __init__(self) -> None:
+        self._umask = os.umask(0o077)
+        os.umask(self._umask)
+        self._handlers = [*map(self._RAW.getsignal, self._SIGNALS)]
+        self._blocked = self._RAW.pthread_sigmask(signal.SIG_BLOCK, ())
+        self._fixed = self._unchangeable()
+
+    def restore(self) -> bool:
+        """False where something was changed for good."""
+        for timer in self._TIMERS:
+            signal.setitimer(timer, 0)
+        os.umask(self._umask)
+        now = map(self._RAW.getsignal, self._SIGNALS)
+        for number, before, handler in zip(self._SIGNALS, self._handlers, now, strict=True):
+            if before is not None and handler != before:  # None is not Python's.
+                signal.signal(number, before)
+        self._RAW.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
+        return self._unchangeable() == self._fixed
+
+    def _unchangeable(self) -> tuple[int, list[tuple[int, int]]]:
+        return os.getpriority(os.PRIO_PROCESS, 0), [resource.getrlimit(limit) for limit in self._LIMITS]
 
 
 def _changed_ns(path: str) -> int:

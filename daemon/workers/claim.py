@@ -57,7 +57,7 @@ class Journal:
         self._path = ""
         self._inode = 0
         self._taken = self._journals = 0
-        self._own: set[str] = set()  # attempts whose claim is a journal of its own
+        self._open: set[str] = set()  # attempts in the journal that is open; of others it is written into their claims
 
     def take(self, folder: str) -> bool:
         """Claim the attempt; False if it is claimed already. OSError if the folder is gone or the disk is full."""
@@ -70,9 +70,9 @@ class Journal:
         except OSError:
             if not _write_new(f"{folder}/claim", self._header):
                 return False
-            self._own.add(folder)
         else:
             self._taken += 1
+            self._open.add(folder)
         return True
 
     def move(self, spare: str, folder: str) -> bool:
@@ -92,6 +92,7 @@ class Journal:
         except OSError:
             return False
         self._taken += 1
+        self._open.add(folder)
         return True
 
     def began(self, folder: str, process: Identity) -> None:
@@ -100,10 +101,11 @@ class Journal:
     def ended(self, folder: str, status: Status) -> None:
         """Write down how the attempt ended. It is its last line."""
         self._write(folder, f"ended {_name(folder)} {_words(status)}\n")
-        self._own.discard(folder)
+        self._open.discard(folder)
 
     def close(self) -> None:
         """What it says is still read by the claims."""
+        self._open.clear()
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -129,10 +131,10 @@ class Journal:
     def _write(self, folder: str, line: str) -> None:
         # No room is no reason to stop: who lives is told by other ways, and a run without an end is lost, not wrong.
         with contextlib.suppress(OSError):
-            if folder in self._own:
-                _append(folder, line)
-            else:
+            if folder in self._open:
                 os.write(self._descriptor, line.encode())
+            else:
+                _append(folder, line)
 
 
 def claim_never(folder: str) -> bool:

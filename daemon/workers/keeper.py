@@ -12,14 +12,17 @@ how they end; only if both die at once is the end of a command seen by nobody.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import resource
 import selectors
 import signal
 import socket
+import stat
 import sys
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -61,7 +64,6 @@ DEFAULTED = [
     if (number := getattr(signal, f"SIG{name}", None)) is not None
 ]
 _LOG = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-_NOEXEC = 8  # ENOEXEC: a script that names no interpreter
 
 
 @dataclass(slots=True, eq=False)
@@ -250,6 +252,10 @@ class _Unstartable(Exception):
         self.code = code
 
 
+class _NoInput(OSError):
+    """What was to be the command's standard input cannot be."""
+
+
 def _started(order: Message) -> int:
     """Start the command: in a session of its own, with its output appended to its files, no descriptor of ours, and
     signals as a login shell would leave them."""
@@ -264,30 +270,48 @@ def _started(order: Message) -> int:
         units = _LIMITS.values()
         words = ["" if n is None else str(-(-n // unit)) for n, unit in zip(limits, units, strict=True)]
         argv = ["/bin/sh", "-c", _LIMITED, "hermesd-run", *words, *argv]
-    actions = [
-        (os.POSIX_SPAWN_OPEN, 0, stdin, os.O_RDONLY, 0),
+    actions: list[Any] = [
         (os.POSIX_SPAWN_OPEN, 1, f"{folder}/stdout.log", _LOG, 0o600),
         (os.POSIX_SPAWN_OPEN, 2, f"{folder}/stderr.log", _LOG, 0o600),
     ]
     try:
-        with marked(folder):
+        with _input(stdin) as descriptor, marked(folder):
+            actions.append((os.POSIX_SPAWN_DUP2, descriptor, 0))
             try:
                 return _spawned(argv, order["env"], actions)
             except OSError as error:
-                if error.errno != _NOEXEC:
+                if error.errno != errno.ENOEXEC:  # A script that names no interpreter is one.
                     raise
                 return _spawned(["/bin/sh", *argv], order["env"], actions)
     except OSError as error:
-        if error.errno == 7:
-            why = "argv and environment together are too long for this system; pass the data in a file"
-        elif not os.access(stdin, os.R_OK):
+        if isinstance(error, _NoInput):
             why = f"standard input {stdin}: {error.strerror}"
+        elif error.errno == errno.E2BIG:
+            why = "argv and environment together are too long for this system; pass the data in a file"
         elif isinstance(error, (FileNotFoundError, PermissionError, NotADirectoryError)):
             why = f"{argv[0]}: {error.strerror}"
         else:
             why = f"{argv[0]}: {error.strerror}; check the limits on processes, memory and disk"
-        code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTED
+        code = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTED
         raise _said(folder, code, why) from None
+    except ValueError as error:  # What is no text of this system is one command's trouble, and not ours.
+        raise _said(folder, NOT_EXECUTED, f"{argv[0]}: {error}") from None
+
+
+@contextlib.contextmanager
+def _input(path: str) -> Iterator[int]:
+    """Opened here, and without waiting: the opening of a pipe would hold up this process, and with it every command."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _NoInput(error.errno, error.strerror) from None
+    try:
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            raise _NoInput(errno.EINVAL, "it is a pipe, to which perhaps nobody ever writes; name a file")
+        os.set_blocking(descriptor, True)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _spawned(argv: list[str], env: dict[str, str], actions: list[Any]) -> int:

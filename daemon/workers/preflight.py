@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import stat
 import sys
 from collections.abc import Mapping
 from importlib.machinery import PathFinder
@@ -112,9 +113,11 @@ def _input(task: CommandTask) -> str | None:
     if task.stdin is None:
         return None
     path = os.path.join(task.cwd, task.stdin)
-    if not os.path.exists(path):
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except OSError:
         return f"standard input {path} does not exist: correct `stdin`, or let an earlier job make it"
-    if os.path.isdir(path) or not os.access(path, os.R_OK):
+    if kind in (stat.S_IFDIR, stat.S_IFIFO, stat.S_IFSOCK) or not os.access(path, os.R_OK):
         return f"standard input {path} may not be read: check that it is a file, and its permissions"
     return None
 

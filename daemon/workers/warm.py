@@ -26,6 +26,9 @@ from daemon.workers.wire import BUFFER_BYTES, LINE_BYTES_MAX, Channel, Message, 
 SENT_AHEAD = BUFFER_BYTES // LINE_BYTES_MAX // 2
 """Orders a worker may have unclaimed: enough that it never waits for us, few enough to fit in the socket's buffer."""
 
+DEATHS_MAX = 3
+"""An attempt that so many workers died in front of is not given to another one."""
+
 _LEAVE_MS = 5_000
 _LOOK_EVERY_MS = 1_000
 _SERVICES_KEPT = 256
@@ -69,6 +72,7 @@ class _Ticket:
     worker: _Worker | None = None  # None: it waits for a place, or is over and its tree is being killed
     sent: bool = False
     over: bool = False
+    deaths: int = 0  # of workers that were about to begin it
 
     @property
     def key(self) -> Key:
@@ -106,6 +110,8 @@ class _Worker:
     performed: int = 0
     quiet_since_ms: int | None = None  # idle, or leaving, since
     facts: dict[str, Any] = field(default_factory=dict)
+    last: Message | None = None  # how its last attempt ended
+    astray: bool = False  # its task wrote to our channel, and it was killed for that
 
     @property
     def kind(self) -> str:
@@ -371,7 +377,14 @@ class Pool:
 
     def _hear(self, worker: _Worker) -> None:
         """Take everything the worker has said."""
-        for message in worker.channel.receive():
+        try:
+            messages = worker.channel.receive()
+        except ValueError:  # What it had said before is in the attempts' folders.
+            worker.astray = True
+            self._hang_up(worker)
+            signal_tree(None, worker.pid, signal.SIGKILL)
+            return
+        for message in messages:
             self._heed(worker, message)
         if worker.channel.ended:
             self._hang_up(worker)
@@ -379,12 +392,12 @@ class Pool:
             worker.channel.send(b"")
 
     def _heed(self, worker: _Worker, message: Message) -> None:
-        kind = message.pop("type")
+        kind = message.pop("type", None)
         if kind == "ready":
             worker.ready = True
         elif kind == "facts":
             worker.facts.update(message)
-        elif (ticket := self._tickets.get((message["run"], message["attempt"]))) is None:
+        elif (ticket := self._tickets.get((message.get("run", ""), message.get("attempt", 0)))) is None:
             return  # Settled since it was sent.
         elif kind == "claimed":
             self._claimed(worker, ticket)
@@ -419,6 +432,9 @@ class Pool:
         self._rest(worker)
 
     def _ended(self, worker: _Worker, ticket: _Ticket, message: Message) -> None:
+        if message.get("last"):  # It ends, and its threads with it: what those go on starting is killed then.
+            worker.last = message
+            return
         worker.claimed = None
         worker.performed += 1
         del self._tickets[ticket.key]
@@ -460,6 +476,8 @@ class Pool:
         code = os.waitstatus_to_exitcode(status)
         end = Status(code or 1, None) if code >= 0 else Status(None, -code)
         words = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+        if worker.astray:
+            words = "was killed, since something had written to its descriptor 3, which is ours,"
         current, rest = worker.claimed, worker.queue
         if current is None and rest and _claimed_by(rest[0].order, worker.pid):
             current = rest.popleft()  # It did not come to say so.
@@ -470,15 +488,18 @@ class Pool:
             self._lay(worker, current, end, usage.ru_maxrss, words)
         elif code:
             self._fell(None, worker.pid, lambda _: None)
-        if current is None and rest and not worker.ready:
-            self._give_up(rest.popleft(), end, f"its worker could not start: {words}; see stderr.log")
+        if current is None and rest:
+            rest[0].deaths += 1
+            if not worker.ready or rest[0].deaths >= DEATHS_MAX:
+                how = "could not start" if not worker.ready else "died before it began, and so did others before it"
+                self._give_up(rest.popleft(), end, f"its worker {how}: {words}; see stderr.log")
         self._waiting.extendleft(reversed(rest))
         self._dispatch_or_settle()
 
     def _lay(self, worker: _Worker, ticket: _Ticket, end: Status, rss_kib: int, words: str) -> None:
         """Report the end of what the worker was performing when it died, once nothing of the tree is left."""
-        order = ticket.order
-        notes = []
+        order, last = ticket.order, worker.last or {}
+        notes = [last["note"]] if last else []
         known = read_status(order.folder)
         if known is None:
             with contextlib.suppress(OSError):
@@ -492,7 +513,7 @@ class Pool:
                 notes.append(killed_note(killed))
             if cut := output_of(order).end():
                 notes.append(cut)
-            self._report(Ended(order.run, order.attempt, code, number, None, rss_kib, "; ".join(notes)))
+            self._report(Ended(order.run, order.attempt, code, number, last.get("cpu_ms"), rss_kib, "; ".join(notes)))
 
         ticket.worker, ticket.over = None, True
         self._fell(order.folder, worker.pid, done)

@@ -35,7 +35,7 @@ of a worker:
         The claim is its own: from here on nobody else performs this attempt.
     {"type": "ended", "run", "attempt", "code", "cpu_ms", "rss_kib", "note", "outputs"}
         Over; result, status and output are in the folder. `rss_kib` is the worker's peak so far. `outputs`, if it
-        printed nothing: what `Outputs.measure` would tell; else null.
+        printed nothing: what `Outputs.measure` would tell; else null. With `last`, it ends now.
     {"type": "facts", ...}
         What people may want to know of this worker (state, device, load_ms); merged into its view.
 
@@ -91,12 +91,14 @@ def _quickly() -> Callable[[bytes], Any]:
 class Lines:
     """Bytes as they come from the stream, given back as whole messages."""
 
-    def __init__(self, read: Callable[[bytes], Any] = json.loads) -> None:
-        self._rest, self._read = b"", read
+    def __init__(self, read: Callable[[bytes], Any] = json.loads, longest: int | None = None) -> None:
+        self._rest, self._read, self._longest = b"", read, longest
 
     def feed(self, data: bytes) -> list[Message]:
-        """Messages that `data` completes. ValueError if a line is not a JSON object."""
+        """Messages that `data` completes. ValueError if a line is not a JSON object, or grows past `longest`."""
         *whole, self._rest = (self._rest + data).split(b"\n")
+        if self._longest is not None and len(self._rest) > self._longest:
+            raise ValueError(f"a line of more than {self._longest} bytes on the worker's line")
         messages: list[Message] = []
         for line in whole:
             message = self._read(line)
@@ -111,7 +113,7 @@ class Channel:
 
     def __init__(self, ours: socket.socket) -> None:
         self._socket = ours
-        self._lines = Lines(_quickly())
+        self._lines = Lines(_quickly(), BUFFER_BYTES)
         self._unsent = b""
         self.ended = False
         """The other side has no more to say."""

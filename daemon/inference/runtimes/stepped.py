@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from daemon.inference import sampling
 from daemon.inference.chat import Chat
-from daemon.inference.runtimes import Done, Generation, Json, OutOfMemory, Piece, Refused, Said, Top
+from daemon.inference.runtimes import Done, Failed, Generation, Json, OutOfMemory, Piece, Refused, Said, Top
 from daemon.inference.text import Text
 
 SHARED_LEAST = 8
@@ -150,8 +150,7 @@ class Stepped:
         self._waiting.sort(key=lambda one: (-one.request.priority, one.order))
 
     def cancel(self, id: str) -> None:
-        every = [*self._waiting, *self._running, *([self._filling] if self._filling else [])]
-        if any(one.request.id == id for one in every):
+        if any(one.request.id == id for one in self._every()):
             self._cancelled.add(id)
 
     def busy(self) -> bool:
@@ -195,6 +194,9 @@ class Stepped:
         self._machine.close()
 
     # One step
+
+    def _every(self) -> list[_Choice]:
+        return [*self._waiting, *self._running, *([self._filling] if self._filling else [])]
 
     def _step(self) -> list[Said]:
         said: list[Said] = []
@@ -355,9 +357,14 @@ class Stepped:
             finish = "stop"
         elif len(one.tokens) >= request.max_new_tokens:
             finish = "length"
-        if one.matcher is not None and not finish:
-            one.matcher.accept(token)
-            if one.matcher.over():
+        if one.matcher is not None:
+            if not finish:
+                one.matcher.accept(token)
+            if lost := one.matcher.lost():
+                if any(other.request.id == request.id for other in self._every() if other is not one):
+                    self._cancelled.add(request.id)
+                return [Failed(request.id, "refused", f"no answer keeps to the grammar: {lost}", "grammar")], True
+            if not finish and one.matcher.over():
                 finish = "stop"
         shown = one.text.add(token, last=bool(finish))
         if one.text.stopped:
