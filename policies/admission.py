@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from policies.budget import Entries, short
+from policies.quantity import size_text
 from policies.question import Question
+from policies.queue import PRIORITY_MOST
 from policies.survey import Candidate
 from state.graph import is_container
 
@@ -42,6 +44,9 @@ class Admission:
         self._pools = {
             name: pool.places if pool.places is not None else UNBOUNDED for name, pool in question.policy.pools.items()
         }
+        # One that has waited for long gets what becomes free of all it wants, though it cannot start yet: others could
+        # take turns at a part of it for ever. Steps take theirs all the same: it may be their run that it waits for.
+        self._kept: dict[str, tuple[int, str]] = {}
         self._spent: dict[str, Entries] = dict(question.spent)
         for running in question.running:
             self._take(running.needs)
@@ -67,20 +72,12 @@ class Admission:
                 reason = f"needs {_shown(name, amount)} of {name}; this machine gives {has}"
                 return Verdict("blocked", f"needs.{name}", reason)
         has_process = not is_container(candidate.spec)
-        if has_process:
-            if self.places <= 0:
-                return Verdict("deferred", "places", f"all {self._question.policy.max_running} places are taken")
-            for tag in tags:
-                if self._pools[tag] <= 0:
-                    places = self._question.policy.pools[tag].places
-                    return Verdict("deferred", f"pool.{tag}", f"all {places} places of pool {tag} are taken")
-            for name, amount in amounts.items():
-                if amount > self._left[name]:
-                    return Verdict("deferred", f"needs.{name}", f"waits for {_shown(name, amount)} of {name}")
+        if has_process and self.places <= 0:
+            return Verdict("deferred", "places", _taken(self._question.policy.max_running))
         keys = candidate.spec.get("leases", ())
-        for key in keys:
-            if key in self._held:
-                return Verdict("deferred", f"lease:{key}", f"lease {key} is held by {self._held[key]}")
+        wait = self._wait(candidate, amounts if has_process else _NOTHING, tags if has_process else (), keys)
+        if wait is not None:
+            return wait
         if not candidate.parent and (over := self._budget(candidate, tags)) is not None:
             return over
         for key in keys:
@@ -91,6 +88,50 @@ class Admission:
             for tag in tags:
                 self._pools[tag] -= 1
         return Verdict("started", "admitted", "due, and there is room")
+
+    def _wait(
+        self, candidate: Candidate, amounts: Mapping[str, int], tags: Sequence[str], keys: Sequence[str]
+    ) -> Verdict | None:
+        """What is not free of what it wants; None if all is."""
+        wait = None
+        for tag in tags:
+            kept, behind = self._kept_from(candidate, f"pool.{tag}")
+            if self._pools[tag] - kept <= 0:
+                taken = _taken(self._question.policy.pools[tag].places, f" of pool {tag}")
+                reason = taken if self._pools[tag] <= 0 else f"a place of pool {tag} {behind}"
+                wait = Verdict("deferred", f"pool.{tag}", reason)
+                break
+        for name, amount in amounts.items() if wait is None else ():
+            kept, behind = self._kept_from(candidate, f"needs.{name}")
+            if amount > self._left[name] - kept:
+                kept_for = f", which {behind}" if amount <= self._left[name] else ""
+                wait = Verdict("deferred", f"needs.{name}", f"waits for {_shown(name, amount)} of {name}{kept_for}")
+                break
+        for key in keys if wait is None else ():
+            kept, behind = self._kept_from(candidate, f"lease:{key}")
+            if key in self._held or kept:
+                held = f"is held by {self._held[key]}" if key in self._held else behind
+                wait = Verdict("deferred", f"lease:{key}", f"lease {key} {held}")
+                break
+        if wait is not None and candidate.priority > PRIORITY_MOST and not candidate.parent:
+            self._keep(candidate, amounts, tags, keys)
+        return wait
+
+    def _kept_from(self, candidate: Candidate, what: str) -> tuple[int, str]:
+        if candidate.parent or what not in self._kept:
+            return 0, ""
+        amount, run = self._kept[what]
+        return amount, f"is kept for {run}, which has waited for long"
+
+    def _keep(self, candidate: Candidate, amounts: Mapping[str, int], tags: Sequence[str], keys: Sequence[str]) -> None:
+        leases = self._question.leases
+        if any(key in leases and leases[key][2] for key in keys):
+            return  # Nobody knows when another program gives it back.
+        wanted = {f"needs.{name}": amount for name, amount in amounts.items()}
+        wanted |= {f"pool.{tag}": 1 for tag in tags} | {f"lease:{key}": 1 for key in keys}
+        for what, amount in wanted.items():
+            before, first = self._kept.get(what, (0, candidate.run))
+            self._kept[what] = (before + amount, first)
 
     def _tags(self, candidate: Candidate) -> tuple[str, ...]:
         """The pools it draws on. A step's are its job's."""
@@ -125,5 +166,9 @@ def _amounts(needs: Mapping[str, Json]) -> dict[str, int]:
     return {name: amount for name, amount in amounts.items() if amount}
 
 
+def _taken(places: int | None, of: str = "") -> str:
+    return f"the only place{of} is taken" if places == 1 else f"all {places} places{of} are taken"
+
+
 def _shown(name: str, amount: int) -> str:
-    return f"{amount / 1000:g}" if name == "cpu" else f"{amount / (1 << 30):.3g} GiB"
+    return f"{amount / 1000:g}" if name == "cpu" else size_text(amount)

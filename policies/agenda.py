@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from ledger.instant import ms_of
 from policies import due
+from policies.dependency import depths
 from policies.queue import Queue
 from policies.schedule import AfterSchedule, Files, OnSchedule, Schedule, schedule_of
 from state.graph import AnyNode, Graph, Job, Run
@@ -26,7 +27,9 @@ class Agenda:
         self._schedules: dict[str, tuple[str, Schedule]] = {}
         self._dependents: dict[str, set[str]] = {}
         self._dependencies: dict[str, tuple[str, ...]] = {}
+        self._depths: dict[str, int] | None = None
         self._ready: set[str] = set()
+        self._until_ms: dict[str, int] = {}  # of those with dependencies
         self._files: dict[str, tuple[Files, int]] = {}
         self.queue = Queue(self.depth)
         """The runs that wait."""
@@ -64,17 +67,21 @@ class Agenda:
             # Of the spec only the schedule is kept parsed: a whole parsed job takes as much room as a hundred slots.
             known = self._schedules[job.name] = (job.digest, schedule_of(job.spec["schedule"]))
         schedule = known[1]
-        for dependency in self._dependencies.pop(job.name, ()):
+        before = self._dependencies.pop(job.name, ())
+        for dependency in before:
             self._dependents[dependency].discard(job.name)
         self._ready.discard(job.name)
         live = job.spec["enabled"] and not job.removed
+        until_ms = ms_of(job.spec["expires"]) if job.spec["expires"] else NEVER_MS
         if live and isinstance(schedule, AfterSchedule):
-            self._dependencies[job.name] = schedule.after
+            self._dependencies[job.name], self._until_ms[job.name] = schedule.after, until_ms
             for dependency in schedule.after:
                 self._dependents.setdefault(dependency, set()).add(job.name)
+        if self._dependencies.get(job.name, ()) != before:
+            self._depths = None
         self._files.pop(job.name, None)
         if live and isinstance(schedule, OnSchedule):
-            self._files[job.name] = (schedule.on, ms_of(job.spec["expires"]) if job.spec["expires"] else NEVER_MS)
+            self._files[job.name] = (schedule.on, until_ms)
         upcoming = due.next_slot(schedule, job.cursor_ms) if live else None
         if upcoming is not None and job.spec["expires"] is not None and upcoming >= ms_of(job.spec["expires"]):
             upcoming = None
@@ -123,16 +130,23 @@ class Agenda:
 
     def depth(self, name: str) -> int:
         """How many jobs stand, one after another, before this one."""
-        return self._depth(name, ())
+        if name not in self._dependencies:
+            return 0
+        if self._depths is None:
+            waited_for = {other: () for others in self._dependencies.values() for other in others}
+            self._depths = depths({**waited_for, **self._dependencies})
+        return self._depth(name, (), self._depths)
 
-    def _depth(self, name: str, above: tuple[str, ...]) -> int:
+    def _depth(self, name: str, above: tuple[str, ...], known: dict[str, int]) -> int:
+        if name in known:
+            return known[name]
         # Jobs loaded together have no cycle; one that keeps its last good version may close one with others' new ones.
         before = [other for other in self._dependencies.get(name, ()) if other not in above]
-        return max((1 + self._depth(other, (*above, name)) for other in before), default=0)
+        return max((1 + self._depth(other, (*above, name), known) for other in before), default=0)
 
-    def ready(self) -> list[str]:
+    def ready(self, now_ms: int) -> list[str]:
         """Names of `after` jobs all of whose dependencies have a run they have not answered, sorted."""
-        return sorted(self._ready)
+        return sorted(name for name in self._ready if now_ms < self._until_ms[name])
 
     def files(self, now_ms: int) -> dict[str, Files]:
         """The files that jobs wait for at `now_ms`, by the name of the job."""

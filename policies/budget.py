@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
+from policies.quantity import BOUND
 from state.shape import Within
 
 Json = Any
 
 WINDOWS_MS = {"minute": 60_000, "hour": 3_600_000, "day": 86_400_000}
-Amount = Annotated[int | None, Within(1)]
+Amount = Annotated[int | None, Within(1, BOUND)]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def short(account: str, budget: Mapping[str, Json], entries: Entries, wall_ms: i
             continue
         rule, name = f"budget.{field}", account.partition(":")[2]
         if asked > amount:
-            reason = f"needs {asked} tokens, and {field} of {name} is {amount}"
+            reason = f"needs {asked} token{'s' if asked > 1 else ''}, and {field} of {name} is {amount}"
             return Short(rule, reason, never=True, not_before_ms=0)
         inside = [entry for entry in entries if entry[0] > wall_ms - window_ms]
         spent = sum(entry[2] if what == "tokens" else 1 for entry in inside)
@@ -69,6 +70,6 @@ def short(account: str, budget: Mapping[str, Json], entries: Entries, wall_ms: i
         for at_ms, _, used in inside:  # In the order of time: the oldest leave the window first.
             over -= used if what == "tokens" else 1
             if over <= 0:
-                reason = f"{field} of {name} is {amount}, and {spent} are spent"
+                reason = f"{field} of {name} is {amount}, and {spent} {'is' if spent == 1 else 'are'} spent"
                 return Short(rule, reason, never=False, not_before_ms=at_ms + window_ms)
     return None

@@ -54,12 +54,13 @@ def slots(schedule: Schedule, after_ms: int, until_ms: int, limit: int) -> list[
 
 
 def next_slot(schedule: Schedule, after_ms: int) -> int | None:
-    """The first instant after `after_ms`; None if there is none, or none within 50 years."""
+    """The first instant after `after_ms`; None if there is none, or, of a cron expression, none within 50 years."""
     if isinstance(schedule, CronSchedule):
         return _next_cron(schedule.cron, schedule.timezone, after_ms)
     if isinstance(schedule, EverySchedule):
         turns = (after_ms - schedule.offset_ms) // schedule.every_ms + 1
-        return turns * schedule.every_ms + schedule.offset_ms
+        at_ms = turns * schedule.every_ms + schedule.offset_ms
+        return at_ms if at_ms < _LAST_MS else None
     if isinstance(schedule, AtSchedule):
         at_ms = _at_ms(schedule)
         return at_ms if at_ms > after_ms else None

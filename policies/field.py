@@ -15,13 +15,14 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    StrictInt,
     ValidationInfo,
     WithJsonSchema,
 )
 from pydantic_core import CoreSchema, core_schema
 
 from policies.fault import BadValue
-from policies.quantity import DURATION_PATTERN, parse_duration, parse_size
+from policies.quantity import BOUND, DURATION_PATTERN, parse_duration, parse_size
 from policies.zone import zone_named
 
 Json = Any  # A JSON value. Kept apart from Any so that signatures say which is meant.
@@ -54,6 +55,8 @@ def _size(value: Any) -> Any:
         return parse_size(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise BadValue(f"{value!r} is not a size", "Write a number with a unit, such as 512MiB or 2GiB")
+    if value > BOUND:
+        raise BadValue(f"{value} is larger than this program can count", f"The most is {BOUND} bytes")
     return value
 
 
@@ -138,6 +141,7 @@ Size = Annotated[int, BeforeValidator(_size), _SIZE_SCHEMA]
 Text = Annotated[str, BeforeValidator(_text, json_schema_input_type=str | int)]
 Words = Annotated[tuple[Text, ...], OneOrMore()]
 Zone = Annotated[str, AfterValidator(_zone_name)]
+Count = Annotated[StrictInt, Field(le=BOUND)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 JobName = Annotated[str, named(JOB_NAME, "nightly-report")]
 StepName = Annotated[str, named(r"[a-z0-9][a-z0-9_-]{0,63}", "collect")]

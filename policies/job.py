@@ -35,6 +35,7 @@ from policies.dependency import depths, loops
 from policies.fault import BadValue, Fault, meant
 from policies.field import (
     DURATION_FORMAT,
+    Count,
     Duration,
     JobName,
     Json,
@@ -97,13 +98,13 @@ class Needs(Spec):
     """What a run takes up while it lives; the machine's whole is shared out. 0 is nothing to speak of. `tokens` are
     reserved from the budgets it draws on."""
 
-    cpu: Number = Field(default=0.0, ge=0)
+    cpu: Number = Field(default=0.0, ge=0, le=1_000_000)
     memory_bytes: Size = Field(default=0, alias="memory")
     gpu_memory_bytes: Size = Field(default=0, alias="gpu_memory")
-    tokens: StrictInt = Field(default=0, ge=0)
+    tokens: Count = Field(default=0, ge=0)
 
 
-Amount = Annotated[StrictInt, Field(ge=1)] | None
+Amount = Annotated[Count, Field(ge=1)] | None
 
 
 class Budget(Spec):
@@ -147,17 +148,17 @@ class Retry(Spec):
                 "`on: [lost]` needs `idempotent: true`",
                 "A lost attempt may have done its work; say that doing it twice does no harm, or leave lost out",
             )
-        if self.max_ms < self.base_ms:
-            raise BadValue("`max` is shorter than `base`", "The wait grows from base up to max")
+        if self.backoff == "exponential" and self.max_ms < self.base_ms:
+            raise BadValue("`max` is shorter than `base`", "The wait grows from base up to max, 5m if that is not said")
         return self
 
 
 class Limits(Spec):
     """Hard bounds set on every process of a run; absent is unbounded."""
 
-    open_files: StrictInt | None = Field(default=None, ge=16)
+    open_files: Count | None = Field(default=None, ge=16)
     file_size_bytes: Size | None = Field(default=None, alias="file_size")
-    cpu_seconds: StrictInt | None = Field(default=None, ge=1)
+    cpu_seconds: Count | None = Field(default=None, ge=1)
     memory_bytes: Size | None = Field(default=None, alias="memory")
     output_bytes: Size | None = Field(default=64 << 20, alias="output", ge=4096)
     """What stdout and stderr may each leave on the disk; the rest is cut out, with a mark."""
@@ -170,7 +171,7 @@ class Limits(Spec):
 class Keep(Spec):
     """How many ended runs keep their folders, and for how long. The ledger keeps all of them for ever."""
 
-    runs: StrictInt = Field(default=50, ge=1)
+    runs: Count = Field(default=50, ge=1)
     days: StrictInt | None = Field(default=None, ge=1, le=36_500)
 
 
@@ -299,7 +300,7 @@ class InferenceBody(Body):
     max_new_tokens: StrictInt = Field(default=128, ge=1, le=1_000_000)
     temperature: Number = Field(default=0.0, ge=0, le=100)
     top_p: Number = Field(default=1.0, gt=0, le=1)
-    top_k: StrictInt = Field(default=0, ge=0)  # 0 is no bound
+    top_k: Count = Field(default=0, ge=0)  # 0 is no bound
     seed: StrictInt = Field(default=0, ge=0, lt=2**63)
     stop: Annotated[tuple[str, ...], OneOrMore()] = ()
     device: Annotated[str, named(r"auto|cpu|mps|cuda(:\d{1,3})?", "cuda:0")] = "auto"

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import orjson
 
 from policies.budget import Pool
+from policies.quantity import BOUND, LONGEST_MS
 from state.shape import Within, shape_of
 
 Json = Any
@@ -47,17 +48,17 @@ class SchedulingPolicy:
     """What each value means is told beside its default."""
 
     max_running: Annotated[int, Within(1, 10_000)]
-    late_after_ms: Annotated[int, Within(0)]
+    late_after_ms: Annotated[int, Within(0, BOUND)]
     max_decisions_per_plan: Annotated[int, Within(1, 400)]
     max_slots_per_job: Annotated[int, Within(1, 1_000_000)]
-    clock_jump_ms: Annotated[int, Within(100)]
+    clock_jump_ms: Annotated[int, Within(100, BOUND)]
     memory_percent: Annotated[int, Within(1, 100)]
-    aging_ms: Annotated[int, Within(1000)]
-    stagger_ms: Annotated[int, Within(0)]
+    aging_ms: Annotated[int, Within(1000, BOUND)]
+    stagger_ms: Annotated[int, Within(0, LONGEST_MS)]
     retry_jitter_percent: Annotated[int, Within(0, 100)]
     notice_attempts: Annotated[int, Within(1, 100)]
-    notice_base_ms: Annotated[int, Within(1000)]
-    notice_max_ms: Annotated[int, Within(1000)]
+    notice_base_ms: Annotated[int, Within(1000, LONGEST_MS)]
+    notice_max_ms: Annotated[int, Within(1000, LONGEST_MS)]
     notices_at_once: Annotated[int, Within(1, 100)]
     notices_waiting_max: Annotated[int, Within(1, 100_000)]
     pools: dict[str, Pool]

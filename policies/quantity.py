@@ -11,7 +11,8 @@ from policies.fault import BadValue
 UNIT_MS = {"w": 604_800_000, "d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
 UNIT_BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 UNIT_BYTES |= {"kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_BOUND = 2**53  # every JSON reader keeps integers up to here
+BOUND = 2**53  # every JSON reader keeps integers up to here
+LONGEST_MS = 1000 * 365 * 86_400_000  # so long after any instant there still is a date
 
 DURATION_PATTERN = r"(?:\d+(?:\.\d+)?(?:ms|w|d|h|m|s)\s*)+"
 _DURATION = re.compile(DURATION_PATTERN, re.ASCII)
@@ -36,8 +37,8 @@ def parse_duration(text: str) -> int:
         total += Fraction(number) * UNIT_MS[unit]
     if total.denominator != 1:
         raise BadValue(f"{text!r} is finer than a millisecond", "Milliseconds are the smallest unit")
-    if total > _BOUND:
-        raise BadValue(f"{text!r} is longer than this program can count", "Leave the field out for no bound")
+    if total > LONGEST_MS:
+        raise BadValue(f"{text!r} is longer than a thousand years", f"The longest is {LONGEST_MS // 86_400_000}d")
     return int(total)
 
 
@@ -52,9 +53,16 @@ def parse_size(text: str) -> int:
     total = Fraction(number) * UNIT_BYTES[unit]
     if total.denominator != 1:
         raise BadValue(f"{text!r} is not a whole number of bytes", "Write a smaller unit")
-    if total > _BOUND:
-        raise BadValue(f"{text!r} is larger than this program can count", f"The most is {_BOUND} bytes")
+    if total > BOUND:
+        raise BadValue(f"{text!r} is larger than this program can count", f"The most is {BOUND} bytes")
     return int(total)
+
+
+def size_text(size_bytes: int) -> str:
+    """About as much, in the unit that suits: 3758096384 -> `3.5 GiB`."""
+    unit = next((unit for unit in ("TiB", "GiB", "MiB", "KiB") if size_bytes >= UNIT_BYTES[unit]), "B")
+    amount = size_bytes / UNIT_BYTES[unit]
+    return f"{amount:.0f} {unit}" if amount >= 100 else f"{amount:.3g} {unit}"
 
 
 def duration_text(ms: int) -> str:

@@ -252,7 +252,7 @@ def ask(graph: Graph, agenda: Agenda, policy: SchedulingPolicy, wall_ms: int) ->
     here, pools = graph.here, policy.pools
     # While everything is paused no slot is decided: on resuming, they are what was missed.
     due = set() if here.paused else set(agenda.due(wall_ms))
-    ready = set() if here.paused else set(agenda.ready())
+    ready = set() if here.paused else set(agenda.ready(wall_ms))
     waiting, agents, running = [], [], []
     staggered_ms = 0
     for run in graph.holding.values():

@@ -18,6 +18,9 @@ from state.graph import Graph, Job, Run
 BY_HAND = ("start", "retry", "backfill")
 """What a person starts, and a pause of the job does not hold."""
 
+PRIORITY_MOST = 100
+"""No job may have a higher one. A run that has come to more by waiting has waited for long."""
+
 _Entry = tuple[str, int, str]  # job, instant, run: the last of what orders a plan
 _Line = tuple[int, int, int]  # depth, own priority, since when: in a line nobody ever overtakes
 
@@ -29,7 +32,7 @@ class Queue:
         self._lines: dict[_Line, list[_Entry]] = {}
         self._filed: dict[str, tuple[_Line, _Entry]] = {}
         self._buffered: dict[str, int] = {}  # by job
-        self._jobs: dict[str, tuple[str, str, bool]] = {}
+        self._jobs: dict[str, tuple[str, str, bool, bool]] = {}
         self._astray = False
         self.stirring: dict[str, Run] = {}
         """Those that each look has to consider, whether or not their time has come."""
@@ -89,16 +92,16 @@ class Queue:
         heads = []
         for line, entries in self._lines.items():
             depth, priority, since_ms = line
-            heads.append(((depth, -aged(priority, since_ms, wall_ms, policy.aging_ms)), entries[0], 0, entries))
+            heads.append((rank(depth, aged(priority, since_ms, wall_ms, policy.aging_ms)), entries[0], 0, entries))
         heapq.heapify(heads)
         found: list[Run] = []
         while heads and places > 0:
-            rank, entry, place, entries = heads[0]
+            order, entry, place, entries = heads[0]
             run = graph.active[entry[2]]
             found.append(run)
             places -= _wants_only_a_place(run, graph.jobs[run.job], policy)
             if place + 1 < len(entries):
-                heapq.heapreplace(heads, (rank, entries[place + 1], place + 1, entries))
+                heapq.heapreplace(heads, (order, entries[place + 1], place + 1, entries))
             else:
                 heapq.heappop(heads)
         return found
@@ -110,7 +113,7 @@ class Queue:
             self._jobs[job.name] = _basis(job)
         if takes_turns(run, job.spec) and job.active and job.active[0] != name:
             return  # Nothing becomes of it before the one that goes first is over.
-        held = job.paused and not run.parent and run.trigger not in BY_HAND
+        held = not run.parent and (job.removed or (job.paused and run.trigger not in BY_HAND))
         if run.rule != "places" or run.state != "waiting" or run.not_before_ms or held:
             self.stirring[name] = run
             return
@@ -133,6 +136,12 @@ class Queue:
 def aged(priority: int, since_ms: int, wall_ms: int, aging_ms: int) -> int:
     """A priority as it has risen with the time waited."""
     return priority + max(0, wall_ms - since_ms) // aging_ms
+
+
+def rank(depth: int, priority: int) -> tuple[int, int]:
+    """What comes first in the order of a plan. One that has waited for long is not kept back by where its job stands
+    among those that wait for each other: or it would starve behind jobs that never pause."""
+    return (0 if priority > PRIORITY_MOST else depth, -priority)
 
 
 def own_priority(run: Run, job_spec: dict[str, object]) -> int:
@@ -158,5 +167,5 @@ def _is_buffered(run: Run) -> bool:
     return run.state == "waiting" and run.rule.startswith("overlap.")
 
 
-def _basis(job: Job) -> tuple[str, str, bool]:
-    return (job.active[0] if job.active else "", job.digest, bool(job.paused))
+def _basis(job: Job) -> tuple[str, str, bool, bool]:
+    return (job.active[0] if job.active else "", job.digest, bool(job.paused), job.removed)

@@ -97,7 +97,8 @@ def _stop(run: Run, why: str, actor: str, *, force: bool = False) -> Draft:
         return stopping(run, why, actor, force=force)
     # It waits, or waits for its next attempt: there is nothing to signal.
     because = {"parent": "its agent's run was stopped", "overlap": "a later slot of its job took its place"}
-    return finished(run, "cancelled", f"was cancelled before it began: {because.get(why, f'{actor} asked for it')}")
+    when = "before its next attempt" if run.state == "backoff" or run.attempt > 1 else "before it began"
+    return finished(run, "cancelled", f"was cancelled {when}: {because.get(why, f'{actor} asked for it')}")
 
 
 def _replaced(graph: Graph, run: Run) -> str:
@@ -106,12 +107,17 @@ def _replaced(graph: Graph, run: Run) -> str:
     if not job.active or job.active[-1] == run.name:
         return ""
     overlap = overlap_of(job.spec["overlap"])
-    later = job.active[job.active.index(run.name) + 1 :] if run.name in job.active else ()
-    return overlap.policy if overlap.replaces and any(graph.active[name].rule != "paused" for name in later) else ""
+    if not overlap.replaces or run.name not in job.active:
+        return ""
+    later = (graph.active[name] for name in job.active[job.active.index(run.name) + 1 :])
+    # A backfill, which has an overlap policy of its own, ends nothing.
+    replaced = any(other.rule != "paused" and other.trigger != "backfill" for other in later)
+    return overlap.policy if replaced else ""
 
 
 def _pause(job: Job) -> Draft:
-    reason = f"{job.failures_in_row} runs in a row have failed, and the job says stop_after_failures"
+    failed = f"{job.failures_in_row} runs in a row have" if job.failures_in_row > 1 else "a run has"
+    reason = f"{failed} failed, and the job says stop_after_failures"
     return draft("job.paused", job.id, {"job": job.name, "actor": "hermesd", "reason": reason})
 
 
@@ -146,6 +152,7 @@ def _agent_end(graph: Graph, run: Run, now: Now) -> Draft | None:
     tokens = sum(child.tokens for child in children)
     used = {"tokens": tokens} if tokens else {}
     if not bad:
-        return finished(run, "succeeded", f"all {len(children)} steps succeeded", **used)
+        steps = f"all {len(children)} steps" if len(children) > 1 else "its only step"
+        return finished(run, "succeeded", f"{steps} succeeded", **used)
     first = next((child for child in bad if child.state != "skipped"), bad[0])
     return finished(run, "failed", f"step {first.step} {first.state.replace('_', ' ')}: {first.reason}", **used)

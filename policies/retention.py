@@ -24,11 +24,12 @@ def forgotten(graph: Graph, wall_ms: int) -> Draft | None:
         days = job.spec.get("keep", {}).get("days")
         if days is None:
             continue
-        for name in job.kept:
-            run = graph.run(name)
-            if run is None or len(names) == _AT_ONCE or ms_of(run.ended_at) > wall_ms - days * _DAY_MS:
-                break  # Those behind it ended later.
-            names.append(name)
+        for kept in (job.kept, job.unrun):
+            for name in kept:
+                run = graph.run(name)
+                if run is None or len(names) == _AT_ONCE or ms_of(run.ended_at) > wall_ms - days * _DAY_MS:
+                    break  # Those behind it ended later.
+                names.append(name)
     return draft("runs.forgotten", "runs", {"runs": names}) if names else None
 
 

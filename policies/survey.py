@@ -16,7 +16,7 @@ from policies import due
 from policies.overlap import ALLOW_ALL, SKIP, Overlap, overlap_of
 from policies.quantity import duration_text
 from policies.question import Container, DueJob, Question
-from policies.queue import BY_HAND, aged, own_priority, takes_turns
+from policies.queue import BY_HAND, aged, own_priority, rank, takes_turns
 from state.graph import OVER, Request, Run
 
 Json = Any
@@ -49,7 +49,8 @@ class Candidate(NamedTuple):
 
     def order(self) -> tuple[int, int, int, str, int, int, str]:
         """The total order of a plan: dependency depth, priority, risk score, name; then slot and run."""
-        return (self.depth, -self.priority, self.risk_score, self.job, ms_of(self.at), self.turn, self.run)
+        depth, priority = rank(self.depth, self.priority)
+        return (depth, priority, self.risk_score, self.job, ms_of(self.at), self.turn, self.run)
 
     def decided(self, verdict: str, rule: str, reason: str, **more: Json) -> dict[str, Json]:
         decided: dict[str, Json] = {
@@ -163,10 +164,12 @@ def _again(found: Survey, question: Question, run: Run) -> None:
     # Runs of one job take turns, the earliest first, unless they may run side by side.
     if takes_turns(run, job.spec) and job.active and job.active[0] != run.name:
         return
-    if (pause := _paused(question, job, "start" if run.parent else run.trigger)) is None:
+    pause = _paused(question, job, "start" if run.parent else run.trigger)
+    if job.removed and not run.parent and not question.paused:
+        began = "before its next attempt" if candidate.attempt > 1 else "before it began"
+        found.settle(candidate, "skipped", "removed", f"the job was removed {began}")
+    elif pause is None:
         found.admit(candidate)
-    elif job.removed and not question.paused:
-        found.settle(candidate, "skipped", "removed", "the job was removed while it was paused")
     elif candidate.rule != "paused":
         found.settle(candidate, "deferred", "paused", pause)
 
@@ -211,6 +214,9 @@ def _slots(found: Survey, question: Question, job: DueJob) -> None:
         young = [at for at in old if at >= question.wall_ms - missed["window"]]
         caught_up = young[max(0, len(young) - wanted) :] if wanted else []
         old = old[: len(old) - len(caught_up)]
+        if len(caught_up) > policy.max_decisions_per_plan:  # More than one plan decides, so that the rest can wait.
+            caught_up, on_time, more = caught_up[: policy.max_decisions_per_plan], [], True
+            found.more = True
     if old:
         _settle_old(found, question, job, old, kept=bool(on_time or caught_up or more))
     for at_ms in caught_up + on_time:
@@ -232,7 +238,8 @@ def _settle_old(found: Survey, question: Question, job: DueJob, old: list[int], 
     elif missed["policy"] == "latest":
         _settle(found, question, job, old, "coalesced", "missed.latest", "a later slot of this job stands for it")
     else:
-        reason = f"noticed {late} late; of those missed this job runs the newest {missed['max']}"
+        newest = f"the newest {missed['max']}" if missed["max"] > 1 else "only the newest"
+        reason = f"noticed {late} late; of those missed this job runs {newest}"
         _settle(found, question, job, old, "missed", "missed.max", reason)
 
 
@@ -323,6 +330,8 @@ def _backfill(found: Survey, question: Question, request: Request) -> None:
         for slot in request.slots:
             found.settle(candidate_of(*slot), "skipped", "removed", "the job was removed before its backfill was done")
     elif not question.paused and request.overlap == ALLOW_ALL:
+        if found.buffered.get(job.name) or (job.active and job.active[2]):
+            return  # A live slot waits for the runs before it: those that are behind it must not be more and more.
         for slot in request.slots[: question.policy.max_running]:
             found.admit(candidate_of(*slot))
     elif not question.paused and not job.active and not found.coming.get(job.name):
@@ -337,10 +346,7 @@ def _unless_overlapping(found: Survey, question: Question, job: DueJob, candidat
         _unless_jittered(found, question, job, candidate)
         return
     before = job.active[0] if job.active else coming[0]
-    waiting = job.active[2] if job.active else 0
-    waiting += sum(
-        1 for other, decided in found.entries if other.job == job.name and decided and decided["verdict"] == "buffered"
-    )
+    waiting = (job.active[2] if job.active else 0) + found.buffered.get(job.name, 0)
     _overlapping(found, candidate, overlap, before, waiting)
 
 

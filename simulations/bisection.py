@@ -170,7 +170,7 @@ def only(records: Iterable[Record], jobs: set[str], graph: Graph) -> Iterator[Re
     """The part of the past that has made these jobs what they are: the nodes of other jobs and of their runs do not
     come to be. A job's node follows from its own events and those of its runs alone, and the policy."""
     runs = {run.name for run in graph.active.values() if run.job in jobs}
-    runs |= {name for job in jobs if job in graph.jobs for name in graph.jobs[job].kept}
+    runs |= {name for job in jobs if job in graph.jobs for name in (*graph.jobs[job].kept, *graph.jobs[job].unrun)}
     for record in records:
         kind, data = record.type, record.data
         if kind == "plan.decided":

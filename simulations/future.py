@@ -243,7 +243,9 @@ class Future:
         graph, agenda, wall_ms = self.graph, self.agenda, self.wall_ms
         if graph.requests or graph.arrivals:
             return True
-        if not graph.here.paused and (agenda.ready() or ((at := agenda.next_ms()) is not None and at <= wall_ms)):
+        if not graph.here.paused and (
+            agenda.ready(wall_ms) or ((at := agenda.next_ms()) is not None and at <= wall_ms)
+        ):
             return True
         if len(agenda.queue) or any(run.not_before_ms <= wall_ms for run in agenda.queue.stirring.values()):
             return True

@@ -74,6 +74,7 @@ _RULES = {
         select g.run, count(*) from grants g join runs r on r.run = g.run
         join runs s on s.job = r.job and s.parent = ''
         join grants o on o.run = s.run and o.rowid <= g.rowid and o.passed_ms > g.passed_ms - 60000
+        and not (o.outcome is 'refused' and o.ended_seq < g.seq)
         where g.limit_a_minute is not null and r.parent = ''
         group by g.rowid having count(*) > g.limit_a_minute""",
     "what makes up for missed slots starts one after another": """

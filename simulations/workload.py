@@ -171,7 +171,8 @@ def _ask_something_rarer(world: World, chance: Random) -> None:
     if not jobs:
         return
     job = chance.choice(jobs)
-    kept = graph.jobs[job].kept if job in graph.jobs else ()
+    over = (*graph.jobs[job].kept, *graph.jobs[job].unrun) if job in graph.jobs else ()
+    kept = sorted(over, key=lambda name: run.ended_at if (run := graph.run(name)) is not None else "")
     now_ms = world.clock.wall_ns // 1_000_000
     what = chance.random()
     if what < 0.3:

@@ -46,7 +46,7 @@ class Job(NamedTuple):
     active: tuple[str, ...]
     """Runs not over, in the order they came; steps are counted with their parent, not here."""
     kept: tuple[str, ...]
-    """Runs that are over and still in the graph, oldest first."""
+    """Runs that had begun, are over and still in the graph, oldest first."""
     last_outcome: str
     last_success_at: str
     failures_in_row: int
@@ -57,6 +57,8 @@ class Job(NamedTuple):
     """actor, reason, since; empty while it is not paused."""
     revisions: tuple[tuple[int, int, str, int], ...]
     """Every spec it has had: revision, since when (ms), digest, and the seq of the event that holds it."""
+    unrun: tuple[str, ...] = ()
+    """As `kept`, those that never began: however many slots are skipped, they push no run out."""
 
 
 class Run(NamedTuple):

@@ -41,7 +41,7 @@ from state.graph import (
 )
 from state.intelligence import Priors
 from state.spec import shared
-from state.spending import accounts, moved, reserved, settled
+from state.spending import accounts, moved, reserved, returned, settled
 from state.upcast import OTHERS, current
 from state.upcast import Unknown as Unknown
 
@@ -162,7 +162,8 @@ class _Change:
         if run.parent:
             return
         job = self.job(run.job)
-        kept = (*job.kept, run.name)
+        ends = "kept" if run.started_at else "unrun"
+        kept: tuple[str, ...] = (*getattr(job, ends), run.name)
         bound = job.spec.get("keep", {}).get("runs", RUNS_KEPT_UNTOLD)
         while len(kept) > bound:
             oldest = self.run_or_none(kept[0])
@@ -170,14 +171,15 @@ class _Change:
             if oldest is not None:
                 self.forget(oldest)
         active = () if job.active == (run.name,) else tuple([r for r in job.active if r != run.name])
-        change: dict[str, Any] = {"active": active, "kept": kept}
+        change: dict[str, Any] = {"active": active, ends: kept}
         for request in self.graph.requests.values():
             if request.verb == "cancel" and request.run == run.name:
                 self.drop(request.id)
         if run.started_at:  # It ran: the slot rules look at such runs only.
             won = run.state == "succeeded"
             change["last_outcome"] = run.state
-            change["finished"] = {**job.finished, "success" if won else "failure": run.name, "any": run.name}
+            how = {"success": run.name} if won else {"failure": run.name} if run.state in FAILURES else {}
+            change["finished"] = {**job.finished, **how, "any": run.name}
             if won:
                 change["last_success_at"] = run.ended_at
                 change["failures_in_row"] = 0
@@ -321,6 +323,8 @@ def _lease_refused(change: _Change, data: Any) -> None:
     run = change.run(data["run"])
     reason = f"lease {data['key']} was taken by {data['holder']} first"
     change.release(run)
+    for account in accounts(run.job, run.spec, change.graph.policy.values) if not run.parent else ():
+        change.put(returned(change.spending(account), run.name))
     change.put(run._replace(state="waiting", reason=reason, rule="lease", leases=()))
 
 
@@ -532,8 +536,9 @@ def _runs_forgotten(change: _Change, data: Any) -> None:
         run = change.run(name)
         if run.state not in OVER or run.parent:
             raise Impossible(change.record, f"run {name!r} is {run.state}" + (", a step" if run.parent else ""))
-        job = change.job(run.job)
-        change.put(job._replace(kept=tuple(kept for kept in job.kept if kept != name)))
+        job, ends = change.job(run.job), "kept" if run.started_at else "unrun"
+        left: dict[str, Any] = {ends: tuple(kept for kept in getattr(job, ends) if kept != name)}
+        change.put(job._replace(**left))
         change.forget(run)
 
 

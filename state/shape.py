@@ -149,13 +149,14 @@ def _row(items: tuple[Check, ...]) -> Check:
 
 def _within(number: Check, bounds: Within) -> Check:
     least, most, above = bounds
-    words = f"{'more than' if above else 'at least'} {least:g}" + (f" and at most {most:g}" if most is not None else "")
+    at_most = f" and at most {most:.16g}" if most is not None else ""
+    words = f"{'more than' if above else 'at least'} {least:.16g}{at_most}"
 
     def check(value: Json) -> Misfit | None:
         if (found := number(value)) is not None or value is None:
             return found
         low = value <= least if above else value < least
-        if low or not isfinite(value) or (most is not None and value > most):
+        if low or (most is not None and value > most) or not isfinite(value):
             return Misfit((), f"it must be {words}")
         return None
 

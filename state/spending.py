@@ -26,6 +26,13 @@ def reserved(spending: Spending, at_ms: int, run: str, tokens: int) -> Spending:
     return spending._replace(entries=(*kept, (at_ms, run, tokens)))
 
 
+def returned(spending: Spending, run: str) -> Spending:
+    """Without the run's latest entry: what that reserved never began."""
+    entries = spending.entries
+    place = next((place for place in reversed(range(len(entries))) if entries[place][1] == run), None)
+    return spending if place is None else spending._replace(entries=entries[:place] + entries[place + 1 :])
+
+
 def moved(spending: Spending, by_ms: int) -> Spending:
     """As the clock shows it that was set by so much: what was spent a minute ago stays spent a minute ago."""
     return spending._replace(entries=tuple((at_ms + by_ms, run, tokens) for at_ms, run, tokens in spending.entries))

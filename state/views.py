@@ -23,6 +23,7 @@ from state.graph import (
     Rejection,
     Run,
     Spending,
+    is_container,
     snapshot,
 )
 
@@ -204,7 +205,7 @@ def global_orchestration_plan(graph: Graph) -> Json:
 def _reserved(graph: Graph) -> dict[str, Json]:
     total = {"cpu": 0.0, "memory_bytes": 0, "gpu_memory_bytes": 0, "places": 0}
     for run in graph.active.values():
-        if run.state in WITH_PROCESS and run.spec.get("kind") != "agent":
+        if run.state in WITH_PROCESS and not is_container(run.spec):
             needs = run.spec.get("needs", {})
             total["cpu"] += needs.get("cpu", 0)
             total["memory_bytes"] += needs.get("memory", 0)
@@ -304,6 +305,7 @@ def _invariants(graph: Graph) -> list[tuple[str, list[str]]]:
                     if (run := graph.active.get(name)) is not None
                     and run.state != "waiting"
                     and run.trigger != "backfill"
+                    and run.spec.get("overlap") != "allow_all"  # As it was when the run began.
                 )
                 > 1
             ],

@@ -9,7 +9,7 @@ from cli_shell import answer, hermesd
 from story import Story
 from told_home import home_of
 
-from daemon.cli.diff import differences
+from daemon.cli.diff import _COLUMNS, differences
 from ledger.record import Record
 from state.events import draft
 
@@ -85,3 +85,28 @@ def test_rows_are_told_apart_by_their_names_and_not_by_their_places() -> None:
     assert [change.path for change in differences(first, second, "x")] == ["x.a", "x.b[1]", "x.c"]
     assert list(differences({"k": [1, {"z": 1}]}, {"k": [1, {"z": 1}]}, "x")) == []
     assert [change.path for change in differences({"k": [1, {"z": 1}]}, {"k": [1, {"z": 2}]}, "x")] == ["x.k[1].z"]
+
+
+def test_the_columns_of_every_row_have_their_names() -> None:
+    story = Story(max_running=8, pools={"t": {"places": 5}})
+    story.define("a", {"every": "1h"}, overlap="buffer_all", leases=["k"], tags=["t"])
+    story.define("agent", kind="agent", steps=[{"name": "one", "kind": "command", "argv": ["true"]}])
+    story.define("files", {"on": {"path": "in/*"}})
+    story.pass_ms(3 * 3_600_000)
+    story.plan()
+    story.request("backfill", "b", job="a", **{"from": "2026-03-02T12:00:00Z", "to": "2026-03-02T15:00:00Z"})
+    story.start("agent", "r1")
+    story.plan()
+    story.define("b", leases=["k"])
+    story.start("b", "r2")
+    story.plan()
+    file = {"path": "/in/x", "size_bytes": 1, "mtime_ns": 1, "inode": 1}
+    story.record(draft("files.arrived", "job/files", {"job": "files", "files": [file]}))
+    story.request("start", "r3", job="files", file="/in/y")
+    groups = story.ask().groups()
+    for path, columns in _COLUMNS.items():
+        value = groups
+        for part in path.split("."):
+            value = value[part]
+        assert value, f"nothing is asked about {path}"
+        assert {len(row) - 1 for row in value} == {len(columns)}, path

@@ -8,6 +8,7 @@ from cli_shell import answer, hermesd
 from story import Story
 from told_home import home_of
 
+from ledger.instant import ms_of
 from state.events import draft
 
 HOURLY = "{name: hourly, kind: command, argv: ['true'], schedule: '0 * * * *', jitter: 30m}\n"
@@ -74,3 +75,29 @@ def test_a_doubled_and_a_shifted_hour_are_marked(tmp_path: Path) -> None:
     assert row["note"].startswith("shifted: 02:30 does not exist on 2026-03-29 in Europe/Paris")
     (row,) = answer("next", "--file", job, "--from", "2026-10-25T00:00:00Z", "-n", "1")
     assert row["note"].startswith("doubled hour: 02:30 comes twice on 2026-10-25")
+
+
+def test_what_is_coming_is_not_promised_twice_nor_while_everything_is_paused(tmp_path: Path) -> None:
+    """A clock that has been set back: the ledger's latest slots are still to come by it."""
+    story = Story()
+    story.wall_ms = ms_of("8989-12-31T20:30:00Z")
+    story.define("hourly", "0 * * * *", expires="8990-01-01")
+    story.pass_ms(3_600_000)
+    story.plan()
+    home = home_of(story, tmp_path / "home")
+    (home / "jobs" / "hourly.yaml").write_text(HOURLY.replace("jitter: 30m", "expires: 8990-01-01"))
+    rows = answer("next", "hourly", "--from", "8989-12-31T21:00:00Z", "--home", home)
+    already = "the clock was set back: it has its decision already, and nothing starts"
+    assert [(row["utc"][11:13], row.get("note", "")) for row in rows] == [("21", already), ("22", ""), ("23", "")]
+    (listed,) = answer("jobs", "list", "--home", home)
+    assert listed["next"] == "8989-12-31T22:00:00Z"
+    nothing = hermesd("next", "hourly", "--from", "8995-01-01", "--home", home).stdout
+    assert "from 8990-01-01 00:00:00 UTC on it has no slots (`expires`)" in nothing
+
+    story = Story()
+    story.record(draft("daemon.paused", "daemon", {"actor": "anna@box", "reason": "moving", "drain": False}))
+    home = home_of(story, tmp_path / "paused")
+    (home / "jobs" / "hourly.yaml").write_text(HOURLY)
+    (row,) = answer("next", "-n", "1", "--home", home)
+    assert row["note"] == "everything is paused by anna@box: not decided before that ends"
+    assert row["job"] == "hourly", "as with several jobs: what asks without a name cannot know how many there are"

@@ -12,6 +12,9 @@ from story import Story
 from told_home import home_of
 
 from daemon.cli.why import RULES, _family
+from ledger.instant import ms_of
+from policies import due
+from policies.job import parse_job
 from policies.overlap import ALLOW_ALL, POLICIES
 from state.events import draft
 
@@ -35,6 +38,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     story.define("byhand")
     story.define("removed", "0 * * * *")
     story.define("changed", "0 3 * * *")
+    for name in ("gone", "switched", "ended", "edited"):
+        story.define(name, "0 3 * * *")
     story.define("paused", "0 13 * * *")
     story.record(draft("job.paused", "job/paused", {"job": "paused", **who("the disk is being changed")}))
     story.pass_ms(HOUR_MS // 2)
@@ -43,6 +48,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     story.plan()
     story.pass_ms(15 * HOUR_MS + HOUR_MS // 2)  # asleep, over the slot of `changed`
     story.define("changed", "0 5 * * *")
+    story.remove("gone")
+    story.define("switched", "0 3 * * *", enabled=False)
+    story.define("ended", "0 3 * * *", expires="2026-03-03T01:00Z")
+    story.define("edited", "0 3 * * *", priority=60)
     while story.plan().more:
         pass
     story.pass_ms(27 * 24 * HOUR_MS)
@@ -91,6 +100,9 @@ NONE = [
     ("byhand@2026-03-05T11:00", "no_slot", "no slots by the clock: manual"),
     ("removed@2026-03-05T11:00", "removed", "the job was removed on 2026-03-02 12:30:00"),
     ("changed@2026-03-03T03:00", "given_up", "its schedule was replaced on 2026-03-03 04:30:00"),
+    ("gone@2026-03-03T03:00", "given_up", "the job was removed on 2026-03-03 04:30:00"),
+    ("switched@2026-03-03T03:00", "given_up", "the job was switched off on 2026-03-03 04:30:00"),
+    ("ended@2026-03-03T03:00", "given_up", "`expires` was set to a time before it on 2026-03-03 04:30:00"),
     ("hourly@2026-03-31T11:00", "waits", "no daemon is running since 2026-03-30 04:30:00"),
     ("hourly@2990-03-31T11:00", "not_due", "it is due in "),
 ]
@@ -131,6 +143,14 @@ def test_the_identity_that_next_prints_is_enough_though_nothing_is_decided(tmp_p
     assert "is no instant" in hermesd("why", "yearly@noon", "--home", home, code=2).stderr
 
 
+def test_the_identity_of_before_an_edit_leads_to_the_decision_of_after_it(home: Path) -> None:
+    job = parse_job({"name": "edited", "kind": "command", "argv": ["true"], "schedule": "0 3 * * *"})
+    before = due.slot_id("edited", job.digest(), ms_of("2026-03-03T03:00:00Z"))
+    told = why(home, before)
+    assert (told["at"], told["revision"]) == ("2026-03-03T03:00:00Z", 2)
+    assert told["slot"] != before
+
+
 def test_one_that_waits_behind_another_says_so(tmp_path: Path) -> None:
     story = Story()
     story.define("slow", "0 * * * *", overlap="buffer_one")
@@ -141,6 +161,17 @@ def test_one_that_waits_behind_another_says_so(tmp_path: Path) -> None:
     told = why(home, "slow@2026-03-02T14:00")
     assert (told["decision"]["verdict"], told["decision"]["rule"]) == ("buffered", "overlap.buffer_one")
     assert told["decision"]["rule_in_words"]
+
+
+def test_the_runs_of_a_job_that_was_removed_can_be_listed(tmp_path: Path) -> None:
+    story = Story()
+    story.define("gone")
+    run = story.start("gone")
+    story.plan()
+    story.remove("gone")
+    home = home_of(story, tmp_path / "home")
+    assert [row["run"] for row in answer("runs", "list", "--job", "gone", "--home", home)] == [run]
+    assert "there is no job 'other'" in hermesd("runs", "list", "--job", "other", "--home", home, code=3).stderr
 
 
 def test_every_rule_that_a_decision_can_name_is_told_in_words() -> None:

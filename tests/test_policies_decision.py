@@ -133,6 +133,23 @@ def test_a_removed_job_owes_nothing_and_one_that_comes_back_starts_afresh() -> N
     assert story.graph.jobs["a"].revision == 2
 
 
+def test_what_waits_of_a_job_that_is_removed_does_not_start() -> None:
+    story = Story()
+    story.define("a", EVERY_MINUTE, overlap="buffer_one", retry={"attempts": 2})
+    for _ in range(2):
+        story.pass_ms(60_000)
+        story.plan()
+    first, second = story.graph.jobs["a"].active
+    story.end(first, "failed", code=1, retry_in_ms=1000)
+    story.remove("a")
+    story.pass_ms(1000)
+    found = [(d["run"], d["verdict"], d["reason"]) for _ in range(2) for d in story.plan().decisions]
+    assert found == [
+        (first, "skipped", "the job was removed before its next attempt"),
+        (second, "skipped", "the job was removed before it began"),
+    ]
+
+
 def test_many_requests_of_one_second_are_as_many_runs() -> None:
     story = Story()
     story.define("a", overlap="allow_all")
@@ -179,6 +196,86 @@ def test_one_that_waits_long_enough_goes_before_a_higher_priority_that_has_just_
     assert verdicts(story) == {"patient": ("started", "admitted")}
 
 
+def test_one_that_waits_long_enough_does_not_starve_behind_jobs_that_wait_for_nobody() -> None:
+    story = Story(max_running=1, aging_ms=1000)
+    story.define("up", overlap="allow_all", priority=100)
+    story.define("down", {"after": ["other"]}, priority=50)
+    before, down = story.start("up", "u"), story.start("down", "d")
+    for number in range(100):
+        story.plan()
+        if story.run(down).state == "granted":
+            break
+        story.pass_ms(1000)
+        before, ended = story.start("up", f"u{number}"), before
+        story.end(ended)
+    assert story.run(down).state == "granted"
+    assert 45 < number < 60, "until its priority has risen above all, it stands behind what it does not wait for"
+
+
+WANTED_IN_PARTS: list[dict[str, object]] = [
+    {"leases": ["a", "b"]},
+    {"needs": {"cpu": 4}},
+    {"tags": ["t"], "leases": ["b"]},
+]
+
+
+@pytest.mark.parametrize("wanted", WANTED_IN_PARTS, ids=str)
+def test_one_that_wants_several_things_gets_them_though_others_take_turns_at_each(wanted: dict[str, object]) -> None:
+    story = Story(aging_ms=1000, pools={"t": {"places": 1}})
+    story.define("both", **wanted)
+    others = {"one": {"leases": ["a"], "tags": ["t"]}, "two": {"leases": ["b"]}}
+    for name, fields in others.items():
+        story.define(name, overlap="allow_all", priority=100, needs={"cpu": 2}, **fields)
+    running = [story.start("one", "first")]
+    story.plan()
+    both = story.start("both", "r")
+    for turn in range(100):
+        story.pass_ms(1000)
+        running.append(story.start(("two", "one")[turn % 2], f"t{turn}"))
+        decisions = {d["run"]: d["reason"] for d in story.plan().decisions}
+        if story.run(running[-1]).state == "waiting":
+            break
+        story.end(running.pop(0))
+    assert turn > 45, "not before it has waited for long"
+    assert f"is kept for {both}, which has waited for long" in decisions[running.pop()]
+    story.end(*running)
+    story.plan()
+    assert story.run(both).state == "granted"
+
+
+def test_nothing_is_kept_back_for_one_that_waits_for_somebody_elses_lease() -> None:
+    from policies.foreign import SeenLease, changes
+
+    story = Story(aging_ms=1000)
+    story.record(*changes(story.graph, [SeenLease("x", "an editor", 0, "")], story.boot_ms))
+    story.define("foreign", leases=["a", "x"])
+    story.define("late", leases=["a"])
+    story.start("foreign", "r1")
+    story.plan()
+    story.pass_ms(100_000)
+    story.start("late", "r2")
+    assert verdicts(story) == {"late": ("started", "admitted")}
+
+
+def test_nothing_is_kept_back_from_the_steps_of_the_run_that_has_the_lease() -> None:
+    story = Story(aging_ms=1000, pools={"t": {"places": 1}})
+    story.define("agent", kind="agent", steps=steps(), leases=["b"], tags=["t"])
+    story.define("behind", leases=["b"], tags=["t"])
+    agent = story.start("agent", "r1")
+    story.plan(), story.plan()
+    behind = story.start("behind", "r2")
+    story.plan()
+    for step in ("a", "b"):
+        story.pass_ms(100_000)
+        story.end(f"{agent}.{step}")
+        story.plan()
+    assert story.run(f"{agent}.c").state == "granted"
+    story.end(f"{agent}.c")
+    story.react()
+    story.plan()
+    assert story.run(behind).state == "granted"
+
+
 def test_two_jobs_with_one_lease_take_turns() -> None:
     story = Story()
     story.define("a", leases=["repo:x"])
@@ -220,6 +317,21 @@ def test_a_grant_that_met_a_foreign_lease_waits_again_with_the_same_attempt() ->
     story.plan()
     assert (story.run(run).state, story.run(run).attempt) == ("granted", 1)
     assert story.run(run).token > token
+
+
+def test_a_grant_that_met_a_foreign_lease_costs_the_budget_nothing() -> None:
+    from state.events import draft
+
+    story = Story(pools={"t": {"tokens_per_day": 10}})
+    story.define("a", leases=["k"], tags=["t"], needs={"tokens": 10}, budget={"runs_per_hour": 1})
+    run = story.start("a")
+    story.plan()
+    data = {"run": run, "attempt": 1, "token": story.run(run).token, "key": "k", "holder": "vim"}
+    story.record(draft("lease.refused", f"run/{run}", data))
+    assert verdicts(story) == {"a": ("started", "admitted")}
+    story.end(run)
+    story.start("a", "r2")
+    assert verdicts(story) == {"a": ("deferred", "budget.tokens_per_day")}
 
 
 @pytest.mark.parametrize(
@@ -288,6 +400,18 @@ def test_a_failed_dependency_starts_only_those_who_asked_for_failure_or_any() ->
     assert set(verdicts(story)) == {"on-failure", "on-any"}
 
 
+def test_a_cancelled_dependency_has_ended_and_has_not_failed() -> None:
+    story = Story()
+    story.define("top")
+    for when in ("success", "failure", "any"):
+        story.define(f"on-{when}", {"after": ["top"], "when": when})
+    top = story.start("top")
+    story.plan()
+    story.begin(top)
+    story.end(top, "cancelled", code=None)
+    assert set(verdicts(story)) == {"on-any"}
+
+
 def test_a_job_defined_later_does_not_answer_what_its_dependency_did_before() -> None:
     story = Story()
     story.define("top")
@@ -296,6 +420,36 @@ def test_a_job_defined_later_does_not_answer_what_its_dependency_did_before() ->
     story.end(top)
     story.define("late", {"after": ["top"]})
     assert story.plan().decisions == ()
+
+
+def test_a_job_that_has_expired_does_not_start_after_another() -> None:
+    story = Story()
+    story.define("top", overlap="allow_all")
+    story.define("after", {"after": ["top"]}, expires="2026-03-02T12:01:00Z")
+    for number, expected in enumerate(({"after"}, set())):
+        top = story.start("top", f"r{number}")
+        story.plan()
+        story.end(top)
+        assert set(verdicts(story)) == expected
+        story.pass_ms(60_000)
+
+
+def test_however_jobs_wait_for_each_other_their_depth_is_found_at_once() -> None:
+    story = Story()
+    layer = ["a0", "b0", "c0"]
+    for name in layer:
+        story.define(name)
+    for number in range(1, 25):  # 3**24 ways lead to the last.
+        before, layer = layer, [f"{name}{number}" for name in "abc"]
+        for name in layer:
+            story.define(name, {"after": before})
+    agenda = story.past.agenda
+    assert [agenda.depth(name) for name in ("a0", "b1", "c24")] == [0, 1, 24]
+    story.define("c24", {"after": ["a0"]})
+    assert agenda.depth("c24") == 1
+    story.define("b1", {"after": ["a24"]})  # Two files, each sound by itself, may close a circle.
+    assert agenda.depth("a0") == 0
+    assert agenda.depth("c1") == 1
 
 
 def steps() -> list[dict[str, object]]:

@@ -372,7 +372,7 @@ def test_durations(text, ms):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "5", "m", "-5m", "5 m", "30m1h", "1h1h", "0.0001s", "1e3s", "5M", "٣s", "9" * 70 + "s"]
+    "text", ["", "5", "m", "-5m", "5 m", "30m1h", "1h1h", "0.0001s", "1e3s", "5M", "٣s", "9" * 70 + "s", "365001d"]
 )
 def test_what_is_no_duration(text):
     with pytest.raises(BadValue):
@@ -395,6 +395,23 @@ def test_sizes(text, size):
 def test_what_is_no_size(text):
     with pytest.raises(BadValue):
         parse_size(text)
+
+
+def test_a_wait_that_does_not_grow_needs_no_longest():
+    assert parse_job(raw(retry={"attempts": 3, "backoff": "fixed", "base": "10m"})).retry.base_ms == 600_000
+
+
+TOO_MUCH = [
+    {"budget": {"runs_per_day": 2**63}}, {"needs": {"tokens": 2**63}}, {"needs": {"memory": 2**63}},
+    {"needs": {"cpu": 1e306}}, {"keep": {"runs": 2**63}}, {"limits": {"open_files": 2**63}},
+    {"limits": {"cpu_seconds": 2**63}}, {"expects": {"file": "a", "min_bytes": 2**63}},
+    {"retry": {"attempts": 2, "base": "9000000d", "max": "9000000d"}}, {"timeout": "9000000d"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", TOO_MUCH, ids=str)
+def test_what_no_record_could_hold_and_no_clock_could_reach_is_refused(fields):
+    assert len(faults(raw(**fields))) >= 1
 
 
 def test_the_schema_accepts_what_the_model_accepts():

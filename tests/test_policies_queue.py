@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from random import Random
 from typing import Any
@@ -16,6 +17,7 @@ from policies.decision import decide
 from policies.question import Question, ask
 from policies.replay import verify_decisions
 from policies.request import Declined
+from policies.survey import survey
 from state.graph import Graph
 
 Json = Any
@@ -80,6 +82,8 @@ def happen(story: Story, chance: Random, turn: int) -> None:
     elif kind < 0.90:
         name = chance.choice(names)
         story.define(name, **fields(chance, name))
+    elif kind < 0.915 and len(names) > 3:
+        story.remove(chance.choice(names))
     elif kind < 0.93:
         story.wall_ms -= chance.randrange(200_000)
     else:
@@ -142,6 +146,38 @@ def test_nobody_takes_the_place_of_one_that_could_not_start_before_those_who_wai
     assert [(d["job"], d["verdict"]) for d in first.decisions] == [("waits0", "blocked")]
     assert [(d["job"], d["verdict"]) for d in second.decisions] == [("waits1", "started"), ("late", "deferred")]
     assert (first.more, second.more) == (True, False)
+
+
+def test_one_of_a_job_that_is_gone_keeps_no_place_from_those_behind_it() -> None:
+    story = Story(max_running=2)
+    for name, priority in (("holder", 50), ("first", 90), ("gone", 80), ("last", 70)):
+        story.define(name, priority=priority, overlap="allow_all")
+    holders = [story.start("holder", f"h{number}") for number in range(2)]
+    story.plan()
+    for name in ("first", "gone", "last"):
+        story.start(name, name)
+    story.plan()
+    story.remove("gone")
+    for run in holders:
+        story.end(run)
+    plans = [story.plan()]
+    while plans[-1].more:
+        plans.append(story.plan())
+    found = [(d["job"], d["verdict"]) for plan in plans for d in plan.decisions]
+    assert found == [("first", "started"), ("gone", "skipped"), ("last", "started")]
+
+
+def test_many_jobs_that_missed_many_slots_are_looked_through_once() -> None:
+    """Not once for each of the slots: that took a minute for twenty jobs, and was done for each plan."""
+    story = Story(max_decisions_per_plan=400)
+    for number in range(40):
+        fields: Json = {"missed": {"policy": "all", "max": 1000}, "overlap": "buffer_all(<=1000)"}
+        story.define(f"job{number}", {"every": "1m"}, **fields)
+    story.pass_ms(20 * 3_600_000)
+    began_s = time.process_time()
+    found = survey(story.ask())
+    assert (len(found.entries), found.more) == (40 * 401, True), "what one plan could decide, and what lies before it"
+    assert time.process_time() - began_s < 4
 
 
 def test_a_long_queue_is_not_looked_through_while_no_place_is_free_and_only_its_first_when_one_is() -> None:

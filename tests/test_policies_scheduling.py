@@ -18,13 +18,13 @@ from policies import due
 from policies.clock import jumped
 from policies.outcome import judge
 from policies.overlap import overlap_of
-from policies.policy import BEFORE, SchedulingPolicy
+from policies.policy import BEFORE, IllegalPolicy, SchedulingPolicy, adopt
 from policies.reaction import finished
 from policies.replay import verify_decisions
 from policies.request import Declined
 from policies.retention import forgotten, left_over
 from state.events import draft
-from state.graph import OVER
+from state.graph import OVER, Run
 from state.views import VIEWS
 
 Json = Any
@@ -154,7 +154,7 @@ def test_of_several_slots_that_replace_each_other_only_the_last_runs(story: Stor
     story.react()
     tick(story)
     story.react()
-    second, third = story.graph.jobs["a"].kept[-1], story.graph.jobs["a"].active[-1]
+    second, third = story.graph.jobs["a"].unrun[-1], story.graph.jobs["a"].active[-1]
     assert story.run(second).state == "cancelled"
     story.end(first, "cancelled", code=None)
     decided(story)
@@ -345,6 +345,40 @@ def test_tokens_are_reserved_at_the_start_and_settled_at_the_end(story: Story) -
     assert decided(story) == [("started", "admitted")]
 
 
+def test_one_is_one(story: Story) -> None:
+    """What is said of one thing is not said as of several."""
+    limits: Json = {"needs": {"tokens": 1}, "stop_after_failures": 1}
+    story.define("a", EVERY_MINUTE, overlap="buffer_all", budget={"runs_per_hour": 1}, **limits)
+    story.start("a")
+    decided(story)
+    story.start("a", "r2")
+    decided(story)
+    run_to_end(story, "failed", code=1)
+    (second,) = story.plan().decisions
+    assert second["reason"] == "runs_per_hour of a is 1, and 1 is spent"
+    (paused,) = story.react()
+    assert paused.data["reason"] == "a run has failed, and the job says stop_after_failures"
+    story.define("agent", kind="agent", steps=[{"name": "only", "kind": "command", "argv": ["true"]}])
+    agent = story.start("agent", "r3")
+    decided(story), decided(story)
+    story.end(f"{agent}.only")
+    (ended,) = story.react()
+    assert ended.data["reason"] == "its only step succeeded"
+    story.define("big", needs={"memory": "20TiB"})
+    story.start("big", "r4")
+    (blocked,) = story.plan().decisions
+    assert blocked["reason"] == "needs 20 TiB of memory; this machine gives 7.2 GiB"
+
+
+def test_one_that_is_cancelled_between_its_attempts_has_begun(story: Story) -> None:
+    story.define("a", retry={"attempts": 2})
+    run = story.start("a")
+    decided(story)
+    story.end(run, "failed", code=1, retry_in_ms=60_000)
+    story.cancel(run)
+    assert story.run(run).reason == "was cancelled before its next attempt: me@here asked for it"
+
+
 def test_one_attempt_that_no_budget_could_ever_hold_is_blocked(story: Story) -> None:
     story.define("a", budget={"tokens_per_day": 100}, needs={"tokens": 600})
     story.start("a")
@@ -410,6 +444,46 @@ def test_a_live_slot_is_not_skipped_for_a_backfill_that_waits(story: Story) -> N
     assert decided(story) == [("started", "admitted")]
     assert story.run(active(story, "granted")[0]).trigger == "schedule"
     assert len(story.graph.requests["b1"].slots) == 3
+
+
+def test_slots_of_a_backfill_end_neither_each_other_nor_the_live_run(story: Story) -> None:
+    story.define("a", EVERY_MINUTE, overlap="cancel_other")
+    for _ in range(4):
+        tick(story)
+        if story.wall_ms < NOON + 4 * MINUTE_MS:
+            run_to_end(story)
+    span = {"from": text_of(NOON), "to": text_of(NOON + 3 * MINUTE_MS)}
+    story.request("backfill", "b1", job="a", overlap="allow_all", **span)
+    assert decided(story) == [("started", "admitted")] * 3
+    assert story.react() == []
+    assert len(active(story, "granted")) == 4
+
+
+def test_a_live_slot_that_waits_comes_before_the_rest_of_a_backfill() -> None:
+    story = Story(max_running=1)
+    story.define("a", EVERY_MINUTE, overlap="buffer_one")
+    for _ in range(3):
+        tick(story)
+        run_to_end(story)
+    span = {"from": text_of(NOON), "to": text_of(story.wall_ms + 1)}
+    story.request("backfill", "b1", job="a", overlap="allow_all", **span)
+    assert decided(story) == [("started", "admitted")]
+    assert tick(story) == [("buffered", "overlap.buffer_one")]
+    run_to_end(story)
+    assert decided(story) == [("started", "admitted")]
+    assert story.run(active(story, "granted")[0]).trigger == "schedule"
+    run_to_end(story)
+    assert decided(story) == [("started", "admitted")]
+    assert story.run(active(story, "granted")[0]).trigger == "backfill"
+
+
+def test_an_edit_of_the_overlap_is_no_broken_invariant(story: Story) -> None:
+    story.define("a", EVERY_MINUTE, overlap="allow_all")
+    for _ in range(2):
+        tick(story)
+    story.define("a", EVERY_MINUTE, overlap="skip")
+    assert tick(story) == [("skipped", "overlap.skip")]
+    assert len(active(story, "granted")) == 2
 
 
 def test_a_backfill_that_is_given_up_starts_no_more(story: Story) -> None:
@@ -504,6 +578,27 @@ def test_a_job_that_was_switched_off_owes_no_slots_of_that_time(story: Story) ->
     assert tick(story) == [("started", "admitted")]
 
 
+def test_slots_that_are_skipped_push_no_run_out(story: Story) -> None:
+    """They would take its folder with them: of a job that is often skipped nobody could read what it had printed."""
+    story.define("a", EVERY_MINUTE, keep={"runs": 2, "days": 1})
+    ran = []
+    for _ in range(3):
+        tick(story)
+        for _ in range(5):
+            assert tick(story) == [("skipped", "overlap.skip")]
+        ran.append(run_to_end(story))
+    job = story.graph.jobs["a"]
+    assert job.kept == tuple(ran[1:])
+    assert [story.run(name).state for name in job.unrun] == ["skipped"] * 2
+    gone = [node for node in story.graph.nodes.values() if isinstance(node, Run) and node.name not in job.kept]
+    assert len(gone) == 2
+    assert VIEWS["jobs"](story.graph)["jobs"][0]["last_run"] == ran[2]
+    event = forgotten(story.graph, story.wall_ms + 2 * DAY_MS)
+    assert event is not None
+    story.record(event)
+    assert (story.graph.jobs["a"].kept, story.graph.jobs["a"].unrun) == ((), ())
+
+
 def test_runs_leave_the_graph_when_their_days_are_over(story: Story) -> None:
     story.define("a", {"every": "1d"}, keep={"days": 2})
     names = []
@@ -563,6 +658,14 @@ def test_a_policy_that_an_older_version_adopted_can_still_be_asked() -> None:
     assert known.values() == {**whole, **{name: BEFORE[name] for name in whole if name not in older}}
     story.record(draft("policy.adopted", "policy", {"digest": "d" * 32, "policy": older}))
     assert story.past.policy() == known
+
+
+@pytest.mark.parametrize("field", [it.name for it in fields(SchedulingPolicy) if it.name != "pools"])
+def test_no_number_of_a_policy_is_too_large_to_be_recorded_or_waited_for(field: str) -> None:
+    with pytest.raises(IllegalPolicy, match=f"{field}: it must be .* at most"):
+        adopt(BEFORE, {field: 10**400})
+    with pytest.raises(IllegalPolicy, match="it must be .* at most"):
+        adopt(BEFORE, {"pools": {"a": {"tokens_per_day": 2**63}}})
 
 
 def test_each_field_of_the_policy_says_what_held_before_it() -> None:

@@ -66,11 +66,29 @@ def test_folding_all_at_once_gives_the_bytes_that_patch_by_patch_does() -> None:
     assert [new.outputs, new.artifacts, new.expected, new.notices] == [{}, {}, {}, {}]
 
 
+def test_what_has_no_process_takes_no_place_in_the_view_either() -> None:
+    story = Story()
+    steps = [{"name": "only", "kind": "command", "argv": ["true"]}]
+    story.define("agent", kind="agent", steps=steps, needs={"cpu": 2})
+    key = {"key": "a", "path": "/srv/a", "remotes": {"origin": "origin"}}
+    story.define("fleet", kind="upgrade", repos=[key], needs={"cpu": 2})
+    story.define("plain", needs={"cpu": 1})
+    for name in ("agent", "fleet", "plain"):
+        story.start(name, name)
+    story.plan()
+    reserved = VIEWS["runtime_resource_state"](story.graph)["reserved"]
+    assert (reserved["places"], reserved["cpu"], len(story.graph.holding)) == (1, 1, 3)
+
+
 def test_an_agenda_built_at_once_agrees_with_one_that_followed_every_patch() -> None:
     story = lively()
     fresh, now = Agenda.of(story.graph), story.wall_ms + 3_600_000
     followed = story.past.agenda
-    assert (fresh.due(now), fresh.ready(), fresh.next_ms()) == (followed.due(now), followed.ready(), followed.next_ms())
+    assert (fresh.due(now), fresh.ready(now), fresh.next_ms()) == (
+        followed.due(now),
+        followed.ready(now),
+        followed.next_ms(),
+    )
 
 
 def test_a_patch_leaves_the_graph_alone_until_it_is_merged() -> None:

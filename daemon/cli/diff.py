@@ -28,7 +28,8 @@ _COLUMNS: Mapping[str, Sequence[str]] = {
     "history.jobs": ("accounted_until_ms", "active", "due", "fresh", "consumed", "paused"),
     "history.waiting": ("state", "rule", "attempt", "created_at", "not_before_ms"),
     "history.agents": ("state", "steps"),
-    "history.requests": ("verb", "job", "run", "at", "retries", "overlap", "slots"),
+    "history.requests": ("verb", "job", "run", "at", "retries", "overlap", "slots", "file"),
+    "history.files": ("waiting", "lost"),
     "resources.running": ("needs", "pools"),
 }
 

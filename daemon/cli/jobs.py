@@ -21,6 +21,7 @@ from policies.fault import meant
 from policies.job import Job, json_schema, parse_job
 from policies.quantity import duration_text
 from policies.upcoming import upcoming
+from state.graph import Job as Known
 
 Json = Any
 
@@ -80,12 +81,16 @@ def listing(call: Call) -> None:
 def _row(reading: Reading, name: str, job: Job, now_ms: int) -> Json:
     node = reading.graph.jobs.get(name)
     known = node is not None and not node.removed
-    rows = upcoming(job, now_ms, 1) if job.enabled else []
+    # Where the clock was set back, slots that are to come once more have their decision.
+    from_ms = max(now_ms, node.cursor_ms + 1) if node is not None else now_ms
+    rows = upcoming(job, from_ms, 1) if job.enabled else []
     notes = [] if job.enabled else ["disabled"]
     if not known:
         notes.append("new: no daemon has seen it yet")
     elif node is not None and node.digest != job.digest():
         notes.append("changed: no daemon has seen the change yet")
+    if job.expires_ms is not None and job.expires_ms <= now_ms:
+        notes.append("expired")
     if known and node is not None and node.paused:
         notes.append(f"paused by {node.paused['actor']}")
     if node is not None and node.failures_in_row > 1:
@@ -209,15 +214,20 @@ def upcoming_slots(call: Call, name: str, *, limit: int, start: str, file: Path 
     for found, job in chosen.items():
         rows += [(ms_of(row["utc"]), found, row) for row in upcoming(job, from_ms, limit, zone)]
     rows = sorted(rows, key=lambda row: row[:2])[:limit]
-    several = len(chosen) > 1
-    paused = {} if file is not None else {job.name: job.paused for job in call.reading.graph.jobs.values()}
+    several = not name and (file is None or len(jobs) > 1)
+    nodes = {} if file is not None else call.reading.graph.jobs
+    held = {} if file is not None else call.reading.graph.here.paused
+
+    def noted(found: str, row: Mapping[str, str]) -> str:
+        return _slot_note(row, nodes.get(found), now_ms, held)
+
     if call.json:
         show.json(
             [
                 ({"job": found} if several else {})
                 | {"slot": row["slot"], "at": row["at"], "utc": row["utc"]}
                 | ({"starts": row["starts"]} if "starts" in row else {})
-                | ({"note": note} if (note := _slot_note(row, paused.get(found))) else {})
+                | ({"note": note} if (note := noted(found, row)) else {})
                 for _, found, row in rows
             ]
         )
@@ -227,23 +237,30 @@ def upcoming_slots(call: Call, name: str, *, limit: int, start: str, file: Path 
             [
                 (found, row["at"], text_of(at_ms), show.span(at_ms - now_ms), row["slot"], "; ".join(notes))
                 for at_ms, found, row in rows
-                for notes in [[note for note in (_jitter_note(row), _slot_note(row, paused.get(found))) if note]]
+                for notes in [[note for note in (_jitter_note(row), noted(found, row)) if note]]
             ],
         )
     elif name and name in chosen and "on" in chosen[name].canonical()["schedule"]:
         print(f"{name} starts whenever a file arrives: {chosen[name].canonical()['schedule']['on']['path']}")
     elif name:
-        why = f"its schedule is `{schedule_text(jobs[name].canonical()['schedule'])}`"
+        job = jobs[name]
+        why = f"its schedule is `{schedule_text(job.canonical()['schedule'])}`"
+        if job.expires is not None:
+            why += f", and from {show.moment(job.expires, zone)} on it has no slots (`expires`)"
         print(f"Nothing of {name} is coming by the clock: {why if name in chosen else 'it is disabled'}.")
     else:
         why = "is due by the clock" if chosen else "is enabled" if jobs else "is there"
         print(f"Nothing is coming: no job {why}.")
 
 
-def _slot_note(row: Mapping[str, str], paused: Mapping[str, str] | None) -> str:
+def _slot_note(row: Mapping[str, str], node: Known | None, now_ms: int, held: Mapping[str, Json]) -> str:
     notes = [row["note"]] if row["note"] else []
-    if paused:
-        notes.append(f"paused by {paused['actor']}: skipped unless the job is resumed")
+    if node is not None and now_ms < ms_of(row["utc"]) <= node.cursor_ms:
+        notes.append("the clock was set back: it has its decision already, and nothing starts")
+    elif held:
+        notes.append(f"everything is paused by {held['actor']}: not decided before that ends")
+    elif node is not None and node.paused:
+        notes.append(f"paused by {node.paused['actor']}: skipped unless the job is resumed")
     return "; ".join(notes)
 
 

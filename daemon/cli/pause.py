@@ -110,8 +110,7 @@ def backfill(
     slots = answer["slots"]
     if dry_run:
         show.table(("SLOT", "REVISION"), [(show.moment(slot["at"], zone), slot["revision"]) for slot in slots])
-        print(f"{len(slots)} slots. Nothing was asked for.")
+        print(f"{show.count(len(slots), 'slot')}. Nothing was asked for.")
     else:
-        print(
-            f"{len(slots)} slots of {job} will be run. To give up those not begun: hermesd cancel {answer['request']}"
-        )
+        count, request = show.count(len(slots), "slot"), answer["request"]
+        print(f"{count} of {job} will be run. To give up those not begun: hermesd cancel {request}")

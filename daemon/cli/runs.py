@@ -65,7 +65,11 @@ def cancel(call: Call, name: str, *, reason: str) -> None:
     asked = call.reading.graph.requests.get(name)
     if asked is not None and asked.verb == "backfill":
         answer = ask(call, "cancel", {"run": name, "reason": reason}, leave=True)
-        say(call, answer, f"What is left of the backfill of {asked.job} is given up: {len(asked.slots)} slots.")
+        say(
+            call,
+            answer,
+            f"What is left of the backfill of {asked.job} is given up: {show.count(len(asked.slots), 'slot')}.",
+        )
         return
     run = find(call.reading, name, rather=lambda run: run.state not in OVER)
     answer = ask(call, "cancel", {"run": run.name, "reason": reason}, leave=True)
@@ -83,7 +87,7 @@ def note(call: Call, text: str) -> None:
 
 def listing(call: Call, *, job: str, state: str, limit: int) -> None:
     reading = call.reading
-    if job:
+    if job and not any(run.job == job for run in reading.runs()):  # Those of a job that was removed are still there.
         known_job(call, job)
     state = state.replace(" ", "_").replace("-", "_")  # As it is shown, too.
     if state and state not in _STATES:

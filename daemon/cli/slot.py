@@ -180,16 +180,26 @@ def _why_undecided(
     job = reading.graph.jobs[name]
     if at_ms > now_ms:
         return "not_due", " ".join(_to_come(reading, job, version, at_ms, now_ms, up))
+    for later in found[found.index(version) + 1 :]:
+        if gave_up := _gave_up(spec, later.spec, at_ms):
+            when = f"on {show.moment(later.since_ms, zone)} (record {later.seq}), before it had been decided"
+            return "given_up", gave_up.format(when)
     if at_ms > job.cursor_ms:
         return "waits", _waits(reading, job, zone, up)
-    later = next((other for other in found if other.since_ms >= at_ms), None)
-    if later is not None:
-        when = f"on {show.moment(later.since_ms, zone)} (record {later.seq})"
-        return (
-            "given_up",
-            f"its schedule was replaced {when} before it had been decided, and the new one counts from then",
-        )
     return "unknown", "the ledger accounts for it and names no decision: this is a bug, please report it with a bundle"
+
+
+def _gave_up(spec: Json, later: Json, at_ms: int) -> str:
+    """What a later version did to a slot of the one before it that waited for its decision; "" if it waits on."""
+    if not later:
+        return "the job was removed {}"
+    if later["schedule"] != spec["schedule"]:
+        return "its schedule was replaced {}, and the new one counts from then"
+    if not later.get("enabled", True):
+        return "the job was switched off {}"
+    if later.get("expires") and ms_of(later["expires"]) <= at_ms:
+        return "`expires` was set to a time before it {}"
+    return ""
 
 
 def _to_come(reading: Reading, job: Job, version: Version, at_ms: int, now_ms: int, up: bool) -> Iterator[str]:

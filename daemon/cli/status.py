@@ -257,7 +257,7 @@ def _audit(audit: Json, zone: str) -> str:
     waits = f"; records up to {trusted} were taken on trust at the start" if trusted > since else ""
     if not since:
         return f"none yet, see `hermesd audit`{waits}"
-    found = "all agrees" if audit["verdict"] == "agrees" else f"{audit['findings_in_all']} things differ"
+    found = "all agrees" if audit["verdict"] == "agrees" else f"{show.count(audit['findings_in_all'], 'difference')}"
     return f"{found} up to record {since}, {show.moment(audit['at'], zone)}{waits}"
 
 

@@ -48,7 +48,7 @@ RULES = {
     "overlap.buffer_all": "`overlap: buffer_all`: slots wait, in their order, for the end of the run before them",
     "overlap.cancel_other": "`overlap: cancel_other`: a new slot stops the run before it, and starts once that is over",
     "overlap.terminate_other": "`overlap: terminate_other`: a new slot kills the run before it, and starts then",
-    "overlap.missed": "`missed: {policy: all}`: the slots that are made up for follow one another",
+    "overlap.missed": "`missed`: a slot that is made up for waits for the end of the run before it",
     "missed.skip": "`missed: {policy: skip}`: slots noticed late are not made up for",
     "missed.latest": "`missed: {policy: latest}`: of the slots noticed late only the latest is run",
     "missed.max": "`missed: {policy: all, max}`: of the slots noticed late only the newest so many are run",
@@ -186,6 +186,9 @@ def _resolve(call: Call, reading: Reading, what: str, now_ms: int) -> _Found | J
     if slot is None:
         raise _no_decision(what, known=False)
     name, at_ms = slot
+    decided = _decided_at(reading, name, at_ms)
+    if decided is not None:  # Under the spec that followed the one by which it is called so.
+        return decided
     zone = slots.zone_of(reading.graph.jobs[name], zone_in_force(call, reading))
     return slots.undecided(reading, name, at_ms, now_ms, zone, call.pulse() is not None)
 

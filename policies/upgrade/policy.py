@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import orjson
 
 from policies.policy import IllegalPolicy, legal
+from policies.quantity import BOUND
 from state.intelligence import Priors
 from state.shape import Within
 
@@ -39,8 +40,8 @@ class Weights:
 class Risk:
     base: Share
     weights: Weights
-    change_half: Annotated[int, Within(1)]
-    stale_half_days: Annotated[int, Within(1)]
+    change_half: Annotated[int, Within(1, BOUND)]
+    stale_half_days: Annotated[int, Within(1, BOUND)]
     prior_rate: Share
     prior_attempts: Annotated[int, Within(1, 1000)]
     hold_at: Share
@@ -54,12 +55,12 @@ class UpgradePolicy:
     risk: Risk
     tries_per_commit: Annotated[int, Within(1, 1000)]
     healthy_probes: Annotated[int, Within(1, 1000)]
-    health_half_life_ms: Annotated[int, Within(60_000)]
+    health_half_life_ms: Annotated[int, Within(60_000, BOUND)]
     uses_per_remote_host: Annotated[int, Within(1, 1000)]
     busy_per_cpu: Annotated[float, Within(0, above=True)]
     memory_low_percent: Annotated[int, Within(0, 100)]
     memory_critical_percent: Annotated[int, Within(0, 100)]
-    disk_reserve_bytes: Annotated[int, Within(0)]
+    disk_reserve_bytes: Annotated[int, Within(0, BOUND)]
 
     @classmethod
     def of(cls, values: Mapping[str, Json]) -> UpgradePolicy:
