@@ -15,6 +15,7 @@ from story import Story
 from told_home import home_of
 
 from daemon import service
+from daemon.system import without_journal
 
 
 @pytest.fixture
@@ -28,8 +29,9 @@ def rows(home: Path, code: int = 0, **environment: str) -> dict[str, Any]:
 
 def test_a_sound_home_has_nothing_to_fear(home: Path) -> None:
     found = rows(home)
-    for what in ("ledger", "file times", "lock", "room", "inbox", "runs", "file system", "settings"):
+    for what in ("ledger", "file times", "lock", "room", "inbox", "runs", "settings"):
         assert found[what]["grade"] == "ok", found[what]
+    assert found["file system"]["grade"] == ("warn" if without_journal(home) else "ok")
     assert found["ledger"]["found"].startswith("3 records")
     assert "quarantine" not in found
 
@@ -126,3 +128,20 @@ def test_a_service_whose_program_is_gone_or_whose_file_is_old(home: Path, tmp_pa
     assert (row["grade"], row["found"]) == ("fail", f"{program} is not there any more")
     other = make_home(tmp_path / "other")
     assert rows(other, **around)["service"]["found"] == f"{unit} is for {home}"
+
+
+def test_a_file_system_without_a_journal_is_known_by_its_options(tmp_path: Path) -> None:
+    device = tmp_path.stat().st_dev
+    (tmp_path / "devices").mkdir()
+    (tmp_path / "devices" / f"{os.major(device)}:{os.minor(device)}").symlink_to("../../block/sda/sda1")
+    told = tmp_path / "ext4" / "sda1" / "options"
+
+    def found() -> bool:
+        return without_journal(tmp_path, tmp_path / "ext4", tmp_path / "devices")
+
+    assert not found()  # It may be of another kind.
+    told.parent.mkdir(parents=True)
+    told.write_text("rw\nerrors=continue\ncommit=5\n")
+    assert found()
+    told.write_text("rw\nerrors=continue\ndata=ordered\ncommit=5\n")
+    assert not found()

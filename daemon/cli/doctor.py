@@ -31,7 +31,7 @@ from daemon.home import Home, HomeError
 from daemon.policyfile import SCHEDULING, UPGRADES, scheduling_policy, upgrade_policy
 from daemon.serve import surroundings
 from daemon.settings import Settings
-from daemon.system import OsDisk, SystemClock
+from daemon.system import OsDisk, SystemClock, without_journal
 from daemon.version import tzdb_version, version
 from ledger.errors import Corrupt
 from ledger.instant import ms_of
@@ -185,6 +185,9 @@ def _home(call: Call) -> Iterator[Row]:
     if kind.partition(".")[0] in NOT_LOCAL:
         advice = "locks and syncs do not keep their promises there: choose a home on a local disk"
         yield Row("file system", "fail", kind, advice)
+    elif kind.startswith("ext") and without_journal(home.path):
+        advice = "a power cut may harm the file system itself: give it one, or choose a home on another disk"
+        yield Row("file system", "warn", f"{kind} without a journal", advice)
     else:
         yield Row("file system", "ok" if kind else "warn", kind or "of a kind this system does not tell")
     free = disk.free_bytes()

