@@ -440,10 +440,13 @@ def test_a_tag_whose_name_is_an_order_to_git_writes_no_ref(lib: Pair, name: str)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Folder, directory=str(lib.remote.path)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with server:
-        found = probe(lib.mine, {"primary": f"http://127.0.0.1:{server.server_port}/"}, strategy="tag:v*")
+        told = {"failure": "refused"}
+        while told["failure"] == "refused":  # On a machine that is very busy a connection may be reset.
+            found = probe(lib.mine, {"primary": f"http://127.0.0.1:{server.server_port}/"}, strategy="tag:v*")
+            told = found["remotes"]["primary"]
         server.shutdown()
     assert lib.mine.git("for-each-ref") == before
-    assert found["remotes"]["primary"]["failure"] == "corrupt", found["remotes"]
+    assert told["failure"] == "corrupt", (told["failure"], told["words"])
 
 
 def test_an_address_cannot_make_git_run_a_program(lib: Pair, tmp_path: Path) -> None:
