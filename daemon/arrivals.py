@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 from daemon.ports import Clock
 from daemon.system import OsDisk
 from daemon.wake import CannotWatch, ignored
+from ledger.record import is_text
 from policies.arrival import FILES_MAX, Look
 from policies.schedule import Files
 from state.arrivals import stamp
@@ -254,7 +255,7 @@ class _Walk:
             return
         if not stat.S_ISREG(status.st_mode):
             return
-        if not _is_text(entry.path):
+        if not is_text(entry.path):
             self.problems.append(f"the name of {shown(entry.path)} is no UTF-8 text: it is passed over")
             return
         inode = status.st_ino & (1 << 63) - 1 if self._inodes else 0
@@ -274,14 +275,6 @@ def _keeps_inodes(folder: str) -> bool:
     except OSError:
         return True
     return kind not in _CHANGING_INODES and not kind.startswith("fuse")
-
-
-def _is_text(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def shown(path: str) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from ledger.record import is_text
+
 Json = Any
 
 LARGEST_BYTES = 1 << 20
@@ -220,9 +222,6 @@ def _json(text: str, marks: Marks) -> Json:
     return _JsonReader(text, marks).value((), 0)
 
 
-_HALF = re.compile("[\ud800-\udfff]")
-
-
 def _no_constant(word: str) -> Json:
     raise ValueError(f"{word} is no JSON value")
 
@@ -260,7 +259,7 @@ class _JsonReader:
 
     def _plain(self, token: str, here: Position) -> Json:
         value = json.loads(token)
-        if isinstance(value, str) and _HALF.search(value):
+        if isinstance(value, str) and not is_text(value):
             raise Unreadable(here, "the text holds half of a surrogate pair", "Write the whole character")
         return value
 

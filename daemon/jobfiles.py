@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from daemon.document import FieldPath, Marks, Unreadable, read_document
+from ledger.record import is_text
 from policies import adoption, catalog
 from policies.fault import Fault
 from policies.job import InvalidJob, Job, parse_job
@@ -70,7 +71,7 @@ def load(folder: Path, default_zone: str) -> Loaded:
         loaded.problems.append(Problem(str(folder), 0, 0, "", what, "Create it, or correct its owner and mode"))
         return loaded
     # Nothing that is no text can be recorded, nor a job whose file cannot be named.
-    unnamed = [name for name in names if not _is_text(name)]
+    unnamed = [name for name in names if not is_text(name)]
     loaded = load_files([folder / name for name in names if name not in unnamed], default_zone)
     for name in unnamed:
         problem = Problem(
@@ -78,14 +79,6 @@ def load(folder: Path, default_zone: str) -> Loaded:
         )
         loaded.problems.append(problem)
     return loaded
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def load_files(files: list[Path], default_zone: str) -> Loaded:

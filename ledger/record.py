@@ -307,12 +307,19 @@ def _refuse(path: _Path, why: str) -> NoReturn:
     raise Refused(f"{text} {why}".encode("utf-8", "backslashreplace").decode())
 
 
-def _refuse_text(text: str, path: _Path) -> None:
+def is_text(text: str) -> bool:
+    """Whether UTF-8, and so a record, can carry it: not half a surrogate pair, as a file's name may hold."""
     if text.isascii():
-        return
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refuse_text(text: str, path: _Path) -> None:
+    if not is_text(text):
         _refuse(path, "has half a character in it (a lone surrogate), which UTF-8 cannot carry")
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.inference.devices import Devices, host, policy_model, visible
+from daemon.inference.devices import Devices, policy_model, visible
 from daemon.inference.hermes_mini import FOLDER
+from daemon.inference.memory import host_memory
 from daemon.inference.runtimes import Spec
 from policies.engines import Device
 
@@ -46,9 +47,9 @@ def test_of_a_container_s_share_what_was_only_read_is_free(tmp_path: Path) -> No
     (tmp_path / "memory.max").write_text("8000000\n")
     (tmp_path / "memory.current").write_text("7900000\n")
     (tmp_path / "memory.stat").write_text("anon 1000000\nfile 6900000\ninactive_file 6000000\nactive_file 900000\n")
-    assert host(tmp_path) == (8_000_000, 6_100_000)
+    assert host_memory(tmp_path) == (8_000_000, 6_100_000)
     (tmp_path / "memory.max").write_text("max\n")
-    assert host(tmp_path)[0] > 8_000_000
+    assert host_memory(tmp_path)[0] > 8_000_000
 
 
 def test_what_a_model_takes_is_read_off_its_files(tmp_path: Path) -> None:

@@ -389,18 +389,13 @@ def test_a_diamond_of_dependencies_runs_its_end_once() -> None:
     assert story.plan().decisions == ()
 
 
-def test_a_failed_dependency_starts_only_those_who_asked_for_failure_or_any() -> None:
-    story = Story()
-    story.define("top")
-    for when in ("success", "failure", "any"):
-        story.define(f"on-{when}", {"after": ["top"], "when": when})
-    top = story.start("top")
-    story.plan()
-    story.end(top, "failed", code=1)
-    assert set(verdicts(story)) == {"on-failure", "on-any"}
-
-
-def test_a_cancelled_dependency_has_ended_and_has_not_failed() -> None:
+@pytest.mark.parametrize(
+    ("outcome", "code", "started"),
+    [("failed", 1, {"on-failure", "on-any"}), ("cancelled", None, {"on-any"})],
+)
+def test_who_asked_for_a_failure_starts_after_one_and_not_after_a_cancelled_run(
+    outcome: str, code: int | None, started: set[str]
+) -> None:
     story = Story()
     story.define("top")
     for when in ("success", "failure", "any"):
@@ -408,8 +403,8 @@ def test_a_cancelled_dependency_has_ended_and_has_not_failed() -> None:
     top = story.start("top")
     story.plan()
     story.begin(top)
-    story.end(top, "cancelled", code=None)
-    assert set(verdicts(story)) == {"on-any"}
+    story.end(top, outcome, code=code)
+    assert set(verdicts(story)) == started
 
 
 def test_a_job_defined_later_does_not_answer_what_its_dependency_did_before() -> None:

@@ -561,6 +561,25 @@ def test_a_claim_cut_off_by_a_crash_is_lost_unless_its_process_lives(tmp_path: P
     assert (end.code, end.signal) == (None, None)
 
 
+def test_an_order_that_cannot_be_read_ends_and_holds_up_no_other(tmp_path: Path, loop: Loop) -> None:
+    first, last = command(tmp_path, "first", "true"), command(tmp_path, "last", "true")
+    long = command(tmp_path, "long", "true", "x" * 100_000)
+    loop.spawner.start(first)
+    loop.ended(first)
+    keeper = keeper_of(first)
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        loop.spawner.start(long)
+        Path(long.folder, "order.json").write_text("[")
+        loop.spawner.start(last)
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+    ends = loop.ended(long, last)
+    assert [end.code for end in ends] == [1, 0]
+    assert "its order cannot be read" in ends[0].note
+    assert keeper_of(last) == keeper
+
+
 def test_a_claim_that_cannot_be_written_is_no_success(tmp_path: Path, loop: Loop) -> None:
     order = command(tmp_path, "full", "true")
     Path(order.folder).parent.parent.mkdir()

@@ -11,9 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from daemon.inference.engine import safetensors_header, weight_files
+from daemon.inference.memory import host_memory
 from daemon.inference.runtimes import REMOTE, Spec
 from policies.engines import Device, Model
 
@@ -42,27 +41,12 @@ class Devices:
             self._cuda = _cuda(self._program)
 
     def now(self) -> list[Device]:
-        total, free = host()
+        total, free = host_memory()
         found = [Device("cpu", total, free)]
         if sys.platform == "darwin" and os.uname().machine == "arm64":
             # Unified memory, and what Metal lets a process use of it.
             found.insert(0, Device("mps", total * 3 // 4, min(free, total * 3 // 4)))
         return [*self._cuda, *found]
-
-
-def host(group: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
-    """All the memory there is, and what is free of it; of a container, of its share."""
-    memory = psutil.virtual_memory()
-    total, free = memory.total, memory.available
-    with contextlib.suppress(OSError, ValueError):
-        most = (group / "memory.max").read_text(encoding="ascii").strip()
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        # Files that were read count as well, until somebody needs the room: a model, whose digest was taken.
-        words = (group / "memory.stat").read_text(encoding="ascii").split()
-        used -= int(dict(zip(words[::2], words[1::2], strict=False)).get("inactive_file", 0))
-        if most != "max":
-            total, free = min(total, int(most)), min(free, max(0, int(most) - used))
-    return total, free
 
 
 def _cuda(program: str) -> list[Device]:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.inference import through
+from daemon.inference.memory import host_memory
 from daemon.inference.sampling import COLDEST
 
 OFFLINE = {
@@ -624,9 +625,7 @@ def free_bytes(torch: Any, device: str) -> int:
     """What the device has free for one more model or its keys and values."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    from daemon.inference.devices import host
-
-    return host()[1]
+    return host_memory()[1]
 
 
 def weight_files(path: Path) -> list[Path]:

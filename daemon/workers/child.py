@@ -27,7 +27,7 @@ from daemon.workers.claim import Journal, Status, make_folder
 from daemon.workers.identity import childless, children, inherit_orphans, marked, start_time
 from daemon.workers.output import OUTPUT_BYTES, Output
 from daemon.workers.tree import killed_note
-from daemon.workers.wire import Lines, Message, line_of
+from daemon.workers.wire import Lines, Message, line_of, whole
 
 BOOT = """
 import importlib, resource, sys
@@ -120,11 +120,7 @@ class Worker:
         about = {"run": order["run"], "attempt": order["attempt"]}
         folder: str = order["folder"]
         try:
-            if "file" in order:
-                apart = order["env"]
-                with open(order["file"], "rb") as file:
-                    order = json.load(file)
-                order["env"] |= apart
+            order = whole(order)
         except (OSError, ValueError) as error:
             self.tell("failed", **about, note=f"it could not begin: its order cannot be read: {error}")
             return True
@@ -391,7 +387,7 @@ class PythonTasks:
         function: Any = importlib.import_module(name)
         for part in attribute.split("."):
             function = getattr(function, part)
-        before = _Ways()
+        before = _ProcessState()
         try:
             return function(**task["kwargs"])
         finally:
@@ -413,7 +409,7 @@ class PythonTasks:
                 self._seen[path] = _changed_ns(path)
 
 
-class _Ways:
+class _ProcessState:
     """What a task's function may change of the process, as it was before. What its modules change when they are
     imported stays, as they do. Looked at before and behind every attempt, so by the functions in C themselves: what
     `signal` wraps around them, to give numbers names, costs five times as much."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import resource
 import selectors
@@ -39,7 +38,7 @@ from daemon.workers.identity import (
 )
 from daemon.workers.output import LOOK_EVERY_S, NAMES, OUTPUT_BYTES, Output, Spares
 from daemon.workers.tree import Felling, group_lives, killed_note
-from daemon.workers.wire import Lines, Message, line_of
+from daemon.workers.wire import Lines, Message, line_of, whole
 
 NO_CWD = 125
 NOT_EXECUTED = 126
@@ -152,11 +151,11 @@ class Keeper:
         folder: str = order["folder"]
         spare: str = order.get("spare", "")
         try:
-            if "file" in order:
-                apart = order["env"]
-                with open(order["file"], "rb") as file:
-                    order = json.load(file)
-                order["env"] |= apart
+            order = whole(order)
+        except (OSError, ValueError) as error:
+            self._tell("failed", about, note=f"it could not begin: its order cannot be read: {error}")
+            return
+        try:
             if not (spare and self._journal.move(spare, folder)):
                 make_folder(folder)
                 if not self._journal.take(folder):

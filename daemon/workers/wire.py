@@ -75,6 +75,17 @@ def line_of(message: Message) -> bytes:
     return _encode(message).encode() + b"\n"
 
 
+def whole(order: Message) -> Message:
+    """An order that went by file, as that says it; its environment came both ways. OSError or ValueError if it cannot
+    be read."""
+    if "file" not in order:
+        return order
+    with open(order["file"], "rb") as file:
+        found: Message = json.load(file)
+    found["env"] |= order["env"]
+    return found
+
+
 def _quickly() -> Callable[[bytes], Any]:
     """Reads JSON in a fifth of the time. Only the daemon, which has the package for it, asks for it."""
     from orjson import JSONDecodeError, loads

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from daemon.inference.devices import host
 from daemon.inference.engine import EngineError, check_digest
 from daemon.inference.grammar import written
+from daemon.inference.memory import host_memory
 from daemon.inference.runtimes import Done, Failed, Generation, Impossible, Json, Piece, Refused, Said, Spec, Top
 
 _WAIT_S = 0.05
@@ -56,7 +56,7 @@ def load(spec: Spec) -> LlamaCpp:
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     check_digest(file, digest, spec.digest)
-    free = host()[1]
+    free = host_memory()[1]
     if file.stat().st_size > free:
         raise EngineError(
             f"the model {file} does not fit: it has {file.stat().st_size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB"
@@ -120,7 +120,7 @@ class LlamaCpp:
     def __init__(self, library: Any, spec: Spec, file: Path, about: About, digest: str) -> None:
         self._about, self._rows = about, spec.rows
         context = min(spec.context or about.context, about.context)
-        budget = spec.cache_mb << 20 or host()[1] // _CACHE_SHARE
+        budget = spec.cache_mb << 20 or host_memory()[1] // _CACHE_SHARE
         cells = min(context * spec.rows, max(budget // max(about.token_bytes, 1), 1))
         context = min(context, cells)
         threads = spec.threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // 4)
